@@ -1,0 +1,24 @@
+"""Delayed Celery tasks that wait in Redis until they are due: durable, visible, exact to milliseconds."""
+
+from __future__ import annotations
+
+# Joining an app
+from .app import DelayQ, apply_at, apply_delayed
+
+# Errors
+from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured
+
+# Inside a task
+from .publishing import scheduled_for
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyScheduled",
+    "DelayQ",
+    "DelayQError",
+    "ImproperlyConfigured",
+    "apply_at",
+    "apply_delayed",
+    "scheduled_for",
+]

@@ -1,0 +1,200 @@
+"""DelayQ: celery_delayq in one Celery app. The one place that puts the parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from celery import Task, current_app
+from celery.canvas import Signature
+from click import Option
+from kombu.transport import get_transport_cls
+
+from . import broker
+from .bootstep import DispatcherStep
+from .clock import moment_of, seconds_of
+from .dispatcher import Dispatcher
+from .errors import ImproperlyConfigured
+from .publishing import Publishing
+from .settings import Settings
+from .store import OnConflict, Store
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.result import AsyncResult, GroupResult
+
+#: Socket timeout (s) of the dispatcher's connections, where ``broker_transport_options`` names none: a Redis that
+#: has vanished without closing its connections is noticed after so long.
+SOCKET_TIMEOUT = 5.0
+
+
+class DelayQ:
+    """Delayed tasks of an app wait in Redis until they are due.
+
+    One line makes it so: ``DelayQ(app)``. It is then also ``app.delayq``. Nothing is read from the configuration and
+    nothing is connected before it is needed.
+
+    Args:
+        app: the Celery app; or none now, and :meth:`init_app` later.
+    """
+
+    app: Celery
+
+    def __init__(self, app: Celery | None = None) -> None:
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Celery) -> None:
+        """Install into *app*. A second time, or a second DelayQ on the same app, changes nothing more."""
+        self.app = app
+        if getattr(app, "delayq", None) is None:
+            app.delayq = self
+            app.steps["worker"].add(DispatcherStep)
+            app.user_options["worker"].add(
+                Option(
+                    ["--no-delayq-dispatch"],
+                    is_flag=True,
+                    help="Leave moving due delayed tasks to their queues to other workers.",
+                )
+            )
+        self.publishing.join()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The app's ``delayq_`` settings, read at first use.
+
+        Raises:
+            ImproperlyConfigured: one of them is unknown or unusable.
+        """
+        return Settings.read(self.app.conf)
+
+    @cached_property
+    def publishing(self) -> Publishing:
+        """The joint with the app's publishing."""
+        return Publishing(self.app, lambda: self.settings)
+
+    def apply_at(
+        self,
+        task: Task | Signature | str,
+        when: datetime | float,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult | GroupResult:
+        """Run *task* at a given time.
+
+        Always through the store: also when ``delayq_intercept`` is off, the delay is under ``delayq_min_delay``, or
+        the time is past (then it is due now).
+
+        Args:
+            task: a task, the name of one, or a signature; canvas too, as ``apply_async(eta=…)`` takes it.
+            when: a datetime (a naive one is UTC, as Celery takes it) or seconds since the epoch.
+            options: all of ``apply_async``'s, and ``on_conflict``: what to do if a task of this ``task_id`` waits
+                already in this queue: "error" raises, "keep" leaves it, "replace" overwrites it, with ``max_wait``
+                never later than so many seconds after it was first put.
+
+        Returns:
+            What ``apply_async`` returns.
+
+        Raises:
+            AlreadyScheduled: the id waits already, and *on_conflict* is "error".
+            ImproperlyConfigured: the broker is not Redis.
+            kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
+            TypeError, ValueError: a value that cannot be; the message says which.
+        """
+        return self._apply(task, args, kwargs, {**options, "eta": moment_of(when)})
+
+    def apply_delayed(
+        self,
+        task: Task | Signature | str,
+        delay: float | timedelta,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult | GroupResult:
+        """Run *task* after *delay*, seconds or a timedelta, counted on Redis's clock. Else like :meth:`apply_at`."""
+        seconds = seconds_of(delay)
+        now = self.app.now()
+        try:
+            moment = moment_of(now + timedelta(seconds=seconds))
+        except OverflowError:
+            raise ValueError(f"delay must end before the year 2255, not after {delay!r} seconds") from None
+        # Celery takes a countdown of 0 for none at all; a past one is due now in either case.
+        when = {"countdown": seconds} if seconds > 0 else {"eta": moment}
+        return self._apply(task, args, kwargs, {**options, **when})
+
+    def _apply(
+        self,
+        task: Task | Signature | str,
+        args: Iterable[Any],
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> AsyncResult | GroupResult:
+        options.setdefault("on_conflict", OnConflict.ERROR.value)
+        task_id = options.get("task_id")
+        if task_id is not None and (not isinstance(task_id, str) or not task_id):
+            raise (TypeError if not isinstance(task_id, str) else ValueError)(
+                f"task_id must be a non-empty string, not {task_id!r}"
+            )
+        args = tuple(args)
+        kwargs = dict(kwargs or {})
+        if isinstance(task, str):
+            return self.app.send_task(task, args, kwargs, **options)
+        if not isinstance(task, (Task, Signature)):
+            raise TypeError(f"task must be a task, the name of one, or a signature, not {type(task).__name__}")
+        return task.apply_async(args, kwargs, **options)
+
+    @property
+    def can_dispatch(self) -> bool:
+        """Whether workers of this app read from a Redis."""
+        return issubclass(get_transport_cls(self.app.connection_for_read().transport_cls).Channel, broker.Channel)
+
+    def dispatcher(self) -> Dispatcher:
+        """A new dispatcher for this app, not started."""
+        settings = self.settings
+        return Dispatcher(
+            self.connect,
+            batch_size=settings.batch_size,
+            max_poll_interval=settings.max_poll_interval,
+            position=settings.ready_position,
+        )
+
+    def connect(self) -> Store:
+        """Open the store on new connections to the broker that the app's workers read from."""
+        own = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
+        given = {**own, **(self.app.conf.broker_transport_options or {})}
+        return broker.connect(self.app.connection_for_read(transport_options=given), self.settings.prefix)
+
+
+def _delayq_of(task: Task | Signature | str) -> DelayQ:
+    app = current_app if isinstance(task, str) else getattr(task, "app", current_app)
+    delayq: DelayQ | None = getattr(app, "delayq", None)
+    if delayq is None:
+        raise ImproperlyConfigured(
+            f"the app {app.main or app!r} has no celery_delayq: call DelayQ(app) where it is made"
+        )
+    return delayq
+
+
+def apply_at(
+    task: Task | Signature | str,
+    when: datetime | float,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AsyncResult | GroupResult:
+    """:meth:`DelayQ.apply_at` of the task's own app; for a name, of the current app."""
+    return _delayq_of(task).apply_at(task, when, args, kwargs, **options)
+
+
+def apply_delayed(
+    task: Task | Signature | str,
+    delay: float | timedelta,
+    args: Iterable[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AsyncResult | GroupResult:
+    """:meth:`DelayQ.apply_delayed` of the task's own app; for a name, of the current app."""
+    return _delayq_of(task).apply_delayed(task, delay, args, kwargs, **options)

@@ -1,0 +1,93 @@
+"""The broker's Redis as Kombu knows it: which queues a message goes to, under which keys, over which connections.
+
+The only module that reads Kombu's Redis transport. Connections come from Kombu's own pools, so that TLS, Sentinel,
+ACL users, credential providers, sockets and database numbers need no settings of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import redis
+from kombu.transport.redis import Channel
+from kombu.transport.virtual import Channel as VirtualChannel
+from kombu.utils.json import dumps
+
+from .delivery import Delivery
+from .keys import Keys
+from .store import Store
+
+#: One store for each of Kombu's connection pools: making a Redis client costs more than a put.
+_stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+
+
+def is_redis(channel: object) -> bool:
+    """Whether *channel* belongs to Kombu's Redis transport, Sentinel included."""
+    return isinstance(channel, Channel)
+
+
+def store_of(channel: Channel, prefix: str) -> Store:
+    """The store in the channel's own Redis database, under *prefix*, on the channel's connections."""
+    pool = channel.pool
+    store = _stores.get(pool)
+    if store is None or store.keys.prefix != prefix:
+        # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
+        client = redis.Redis(connection_pool=pool)
+        database = int(pool.connection_kwargs.get("db") or 0)
+        store = _stores[pool] = Store(client, Keys(prefix, channel.global_keyprefix, database))
+    return store
+
+
+def queues_of(channel: VirtualChannel, exchange: str, routing_key: str) -> list[str] | None:
+    """The queues that Kombu would push a message to, by the bindings of this moment. None: it would be broadcast."""
+    if not exchange:
+        return [routing_key]
+    if channel.typeof(exchange).type == "fanout":
+        return None
+    return [queue for queue in channel._lookup(exchange, routing_key) if queue]
+
+
+def delivery_of(channel: Channel, queue: str) -> Delivery:
+    """Where Kombu's consumers pop the messages of *queue*."""
+    steps = tuple(channel.priority_steps)
+    lists = tuple(f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in steps)
+    # x-expires: kombu 5.7 keeps it here, by queue; earlier ones have no queues that expire.
+    expires: dict[str, int] = getattr(channel, "_expires", None) or {}
+    return Delivery(steps, lists, expires.get(queue))
+
+
+def envelope(
+    channel: Channel,
+    body: Any,
+    priority: int,
+    content_type: str,
+    content_encoding: str,
+    headers: dict[str, Any],
+    properties: dict[str, Any],
+    exchange: str,
+    routing_key: str,
+) -> tuple[bytes, int]:
+    """The message as Kombu would push it, with a delivery tag of its own; and its priority step."""
+    message = channel.prepare_message(body, priority, content_type, content_encoding, headers, properties)
+    channel._inplace_augment_message(message, exchange, routing_key)
+    step = channel.priority(channel._get_message_priority(message, reverse=False))
+    return dumps(message).encode(), step
+
+
+def connect(connection: Any, prefix: str) -> Store:
+    """Open a store on connections of its own: *connection*, a Kombu connection, is not shared.
+
+    Tries each of the broker's alternative URLs once; raises whatever the last of them raised.
+    """
+    attempts: Iterable[int] = range(len(connection.alt) or 1)
+    for attempt in attempts:
+        try:
+            channel = connection.channel()
+            break
+        except Exception:
+            if attempt + 1 == len(connection.alt or [None]):
+                raise
+            connection.maybe_switch_next()
+    return store_of(channel, prefix)

@@ -1,0 +1,40 @@
+"""Where a topic's due jobs go: the ready lists of one queue, as the producer's own transport spells them.
+
+A put leaves this beside the jobs, so that a dispatcher needs no broker settings and moves jobs of queues that it has
+never heard of.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The ready lists of one topic.
+
+    Attributes:
+        steps: the priority steps, ascending; one ready list for each.
+        lists: the full Redis keys, any global key prefix included.
+        expires_ms: how long each list lives after a delivery (``x-expires``), or None for ever.
+    """
+
+    steps: tuple[int, ...]
+    lists: tuple[str, ...]
+    expires_ms: int | None = None
+
+    def dumps(self) -> str:
+        """As it is stored."""
+        return json.dumps([self.steps, self.lists, self.expires_ms], separators=(",", ":"))
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Delivery:
+        """Read what :meth:`dumps` wrote."""
+        steps, lists, expires_ms = json.loads(text)
+        return cls(tuple(steps), tuple(lists), expires_ms)
+
+    @classmethod
+    def plain(cls, key: str) -> Delivery:
+        """One ready list, no priorities."""
+        return cls((0,), (key,))

@@ -1,0 +1,254 @@
+"""The dispatcher: sleeps until the next job is due, then moves what is due to the ready lists.
+
+Knows neither Celery nor Kombu. Any number of dispatchers may work on one store: ``dispatch`` is one atomic script, so
+two at once, or one that wakes from a long pause, move every job once. Nobody leads, nothing is held in memory; where
+one stops, another or the next one finishes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+import redis
+from redis.exceptions import NoPermissionError
+
+from .clock import SECOND_US
+from .delivery import Delivery
+from .errors import DelayQError
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+#: A script call that takes longer (s) halves the batch: Redis serves nobody else meanwhile.
+CALL_BUDGET = 0.025
+
+#: How long (s) a wait on the socket may last before it looks whether it should stop. Costs Redis nothing.
+STOP_CHECK = 0.2
+
+#: Pauses (s) after a lost connection: the first, and the longest.
+BACKOFF_FIRST, BACKOFF_LAST = 0.05, 2.0
+
+#: Seconds for which a topic is left alone after Redis refused to dispatch it, as when its ready list is no list.
+REFUSED_PAUSE = 5.0
+
+
+@dataclass
+class Counts:
+    """What a dispatcher has done since it started."""
+
+    passes: int = 0
+    moved: int = 0
+    orphans: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When to look again, by the local monotonic clock.
+
+    Attributes:
+        at: that moment (s, monotonic).
+        seen: when Redis's clock was read (s, monotonic).
+        seen_us: what it said (us). Only the distance between two readings matters, so clocks need not agree.
+    """
+
+    at: float
+    seen: float
+    seen_us: int
+
+    def no_later_than(self, due_us: int) -> Deadline:
+        at = self.seen + (due_us - self.seen_us) / SECOND_US
+        return self if self.at <= at else Deadline(at, self.seen, self.seen_us)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass did.
+
+    Attributes:
+        moved, orphans: jobs handed over; ids dropped for want of a body.
+        again: something was due, so more may be.
+        deadline: when to look again at the latest.
+    """
+
+    moved: int
+    orphans: int
+    again: bool
+    deadline: Deadline
+
+
+class Dispatcher:
+    """A loop around :meth:`dispatch_once`, in a thread of its own.
+
+    Args:
+        connect: opens a store on connections of its own. Called again after each lost connection; may raise anything.
+        batch_size: jobs that one script call moves at most.
+        max_poll_interval: look at least this often (s), even if nobody wakes us.
+        position: "back" or "front" of the ready lists.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Store],
+        *,
+        batch_size: int = 1000,
+        max_poll_interval: float = 1.0,
+        position: str = "back",
+    ) -> None:
+        self._connect = connect
+        self._batch_size = self._batch_limit = batch_size
+        self._max_poll_interval = max_poll_interval
+        self._position = position
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._refused: dict[str, float] = {}  # topic -> until when it is left alone (s, monotonic)
+        self.counts = Counts()
+
+    def start(self) -> None:
+        """Begin, in a daemon thread. Returns at once, also when Redis is away."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self.run, name="delayq-dispatcher", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End after the script call that is under way; wait *timeout* seconds at most for that."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            self._thread = None
+
+    def run(self) -> None:
+        """Dispatch until :meth:`stop`, whatever happens to the connection. One log line for each change of state."""
+        trouble: str | None = None
+        pause = BACKOFF_FIRST
+        while not self._stopping.is_set():
+            try:
+                store = self._connect()
+                with _Waker(store, self._stopping) as waker:
+                    self._look(store)
+                    if trouble is not None:
+                        logger.info("delayq dispatcher: working again")
+                        trouble = None
+                    else:
+                        logger.info("delayq dispatcher: ready, keys under %s", store.keys.index.removesuffix("index"))
+                    pause = BACKOFF_FIRST
+                    self._serve(store, waker)
+            except Exception as error:  # the thread must outlive whatever Redis, DNS or Sentinel comes up with
+                self.counts.errors += 1
+                text = f"{type(error).__name__}: {error}"
+                if text != trouble:
+                    known = isinstance(error, (redis.RedisError, OSError))
+                    logger.warning(
+                        "delayq dispatcher: %s; trying again, tasks wait safely meanwhile", text, exc_info=not known
+                    )
+                trouble = text
+                self._stopping.wait(pause)
+                pause = min(pause * 2, BACKOFF_LAST)
+
+    def _serve(self, store: Store, waker: _Waker) -> None:
+        while not self._stopping.is_set():
+            deadline = self._look(store)
+            while not self._stopping.is_set():
+                remaining = deadline.at - monotonic()
+                if remaining <= 0:
+                    break
+                woken_us = waker.wait(min(remaining, STOP_CHECK))
+                if woken_us is not None:
+                    deadline = deadline.no_later_than(woken_us)
+
+    def _look(self, store: Store) -> Deadline:
+        """Dispatch until nothing is due, and say when to look again."""
+        while True:
+            done = self.dispatch_once(store)
+            if self._stopping.is_set() or not done.again:
+                return done.deadline
+
+    def dispatch_once(self, store: Store, *, now_us: int | None = None) -> Pass:
+        """One pass: one batch of each topic that is due, so that a burst on one delays no other."""
+        tick = store.tick(now_us=now_us)
+        seen = monotonic()
+        deadline = Deadline(seen + self._max_poll_interval, seen, tick.now_us)
+        if tick.next_us is not None:
+            deadline = deadline.no_later_than(tick.next_us)
+        moved = orphans = tried = 0
+        for topic, known in tick.due:
+            if self._stopping.is_set():
+                break
+            if self._refused.get(topic, 0.0) > seen:
+                continue
+            started = monotonic()
+            delivery = known or Delivery.plain(store.keys.ready(topic))
+            try:
+                done = store.dispatch(topic, delivery, self._batch_limit, self._position, now_us=now_us)
+            except DelayQError as error:  # this topic's keys only; the others must go on
+                self.counts.errors += 1
+                self._refused[topic] = seen + REFUSED_PAUSE
+                logger.error("delayq dispatcher: the tasks of queue %r wait: %s", topic, error)
+                continue
+            self._refused.pop(topic, None)
+            self._adapt(monotonic() - started, done.moved)
+            tried += 1
+            moved += done.moved
+            orphans += done.orphans
+            if done.orphans:
+                logger.warning("delayq dispatcher: %d ids of %r had no body and were dropped", done.orphans, topic)
+        self.counts.passes += 1
+        self.counts.moved += moved
+        self.counts.orphans += orphans
+        if moved:
+            logger.debug("delayq dispatcher: moved %d tasks of %d queues", moved, tried)
+        return Pass(moved, orphans, tried > 0, deadline)
+
+    def _adapt(self, took: float, moved: int) -> None:
+        """Halve the batch after a slow call; double it, up to what was set, after a full and quick one."""
+        if took > CALL_BUDGET:
+            self._batch_limit = max(self._batch_limit // 2, min(10, self._batch_size))
+        elif moved == self._batch_limit and took < CALL_BUDGET / 4:
+            self._batch_limit = min(self._batch_limit * 2, self._batch_size)
+
+
+class _Waker:
+    """The subscription on which puts announce a job that became the earliest.
+
+    We sleep on its socket with a timeout of our own: Redis's blocking commands time out on its tick, up to 0.1 s late.
+    Where an ACL forbids the channel we only sleep; the poll interval then bounds how late an earlier job is seen.
+    """
+
+    def __init__(self, store: Store, stopping: threading.Event) -> None:
+        self._store = store
+        self._stopping = stopping
+        self._pubsub = store.client.pubsub(ignore_subscribe_messages=True)
+        self._forbidden = False
+
+    def __enter__(self) -> _Waker:
+        try:
+            self._pubsub.subscribe(self._store.keys.wake)
+            # Only when the confirmation is here does nothing escape us.
+            self._pubsub.get_message(timeout=5.0)
+        except NoPermissionError:
+            self._forbidden = True
+            logger.warning(
+                "delayq dispatcher: Redis's ACL forbids the channel %s (allow it with &%s*); "
+                "earlier tasks are noticed by polling only",
+                self._store.keys.wake,
+                self._store.keys.wake,
+            )
+        except BaseException:
+            self._pubsub.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pubsub.close()
+
+    def wait(self, timeout: float) -> int | None:
+        """Sleep until woken, *timeout* seconds at most. Returns the due time (us) that we are woken for, if any."""
+        if self._forbidden:
+            self._stopping.wait(timeout)
+            return None
+        message = self._pubsub.get_message(timeout=timeout)
+        return int(message["data"]) if message else None

@@ -1,0 +1,36 @@
+"""Everything that celery_delayq raises on its own account. One root, so that ``except DelayQError`` catches all."""
+
+from __future__ import annotations
+
+
+class DelayQError(Exception):
+    """Something went wrong with a delayed task; the message says what and what to do."""
+
+
+class ImproperlyConfigured(DelayQError):
+    """A setting, the broker or the app does not allow what was asked."""
+
+
+class AlreadyScheduled(DelayQError):
+    """A job of this id waits already, and the caller did not say to keep or to replace it.
+
+    Attributes:
+        task_id: the id that is taken.
+    """
+
+    def __init__(self, task_id: str) -> None:
+        # Exactly one argument goes to Exception, so that the error survives pickling between processes.
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return (
+            f"task id {shortened(self.task_id)} waits already; "
+            'pass on_conflict="keep" to leave it or on_conflict="replace" to overwrite it'
+        )
+
+
+def shortened(value: object, limit: int = 80) -> str:
+    """``repr(value)``, cut to *limit* characters: an id may be 10 kB long, a message should not be."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

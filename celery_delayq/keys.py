@@ -1,0 +1,73 @@
+"""Every key and channel that celery_delayq uses in Redis, and nothing else makes one.
+
+All keys of one shard carry one hash tag, so that a Redis Cluster keeps them together. The topic comes last: whatever
+characters it holds, no two topics and no two kinds can meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names for one broker, one prefix and one database.
+
+    Attributes:
+        prefix: the setting ``delayq_prefix``.
+        global_prefix: the broker's ``global_keyprefix``. Kombu's client would put it before the first key of a script
+            only, so we do it, for all.
+        database: number of the Redis database. It is part of the channel, since channels ignore databases.
+        shard: number of the shard; its hash tag keeps the keys of one shard together.
+    """
+
+    prefix: str
+    global_prefix: str = ""
+    database: int = 0
+    shard: int = 0
+
+    def _key(self, name: str) -> str:
+        return f"{self.global_prefix}{self.prefix}:{{{self.shard}}}:{name}"
+
+    @property
+    def index(self) -> str:
+        """zset: topic -> time (us) of its earliest job."""
+        return self._key("index")
+
+    @property
+    def topics(self) -> str:
+        """hash: topic -> how its jobs are delivered, as :class:`~celery_delayq.delivery.Delivery` writes it."""
+        return self._key("topics")
+
+    def schedule(self, topic: str) -> str:
+        """zset: id -> due (us)."""
+        return self._key(f"schedule:{topic}")
+
+    def jobs(self, topic: str) -> str:
+        """hash: id -> body."""
+        return self._key(f"jobs:{topic}")
+
+    def ties(self, topic: str) -> str:
+        """zset: due (us) -> last score given to a job of that very due."""
+        return self._key(f"ties:{topic}")
+
+    def steps(self, topic: str) -> str:
+        """hash: id -> priority step, only of jobs whose step is not 0."""
+        return self._key(f"steps:{topic}")
+
+    def firsts(self, topic: str) -> str:
+        """hash: id -> time (us) of the first put, only of jobs with a max_wait."""
+        return self._key(f"firsts:{topic}")
+
+    def of_topic(self, topic: str) -> tuple[str, str, str, str, str]:
+        """The five keys of a topic, in the order in which every script takes them."""
+        return self.schedule(topic), self.jobs(topic), self.ties(topic), self.steps(topic), self.firsts(topic)
+
+    @property
+    def wake(self) -> str:
+        """channel: where a put announces a job that became the earliest; the message is its due time (us)."""
+        return self._key(f"wake:{self.database}")
+
+    def ready(self, topic: str) -> str:
+        """list: where a topic's due jobs go if nothing says otherwise: Kombu's own key for a queue at priority 0."""
+        return f"{self.global_prefix}{topic}"

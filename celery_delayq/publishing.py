@@ -1,0 +1,378 @@
+"""Where delayed tasks leave Celery's way: at the very end of publishing, when the message is complete.
+
+Everything that sends a task (``apply_async``, ``send_task``, canvas, ``retry``, beat) passes through
+``app.amqp.send_task_message`` with a Kombu producer. We let it do all that it does (router, signals, serializer,
+declarations) and change one thing: the producer's last step puts a delayed message into the store, where the stock one
+pushes it to a queue. What has no ``eta`` header, and what we leave to stock Celery, takes the stock step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from celery.utils.imports import instantiate
+from celery.utils.time import maybe_iso8601
+from kombu import Producer, Queue
+from kombu.exceptions import OperationalError
+from redis.exceptions import OutOfMemoryError
+
+from . import broker
+from .clock import SECOND_US, checked_due_us, from_us, seconds_of
+from .errors import ImproperlyConfigured, shortened
+from .settings import Settings
+from .store import OnConflict, Put
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from celery.app.amqp import AMQP
+
+logger = logging.getLogger(__name__)
+
+#: The message property that keeps the time a task was asked for (us since the epoch). A property and not a header:
+#: Celery copies headers that it does not know into the task's next retry.
+DUE_PROPERTY = "delayq_due"
+
+#: Options of ours for ``apply_async``, signatures and task attributes. None of them enters a message.
+OPTIONS = ("on_conflict", "max_wait")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller of one publish asked of us.
+
+    Attributes:
+        explicit: the caller named us (``apply_at``, or an option of ours): put, whatever the settings say.
+        countdown: seconds from now, if the due time was given so; to be counted on Redis's clock.
+        counted_eta: the ``eta`` header that Celery made of the countdown by its own clock.
+    """
+
+    on_conflict: OnConflict
+    max_wait_us: int | None
+    explicit: bool
+    countdown: float | None = None
+    counted_eta: str | None = None
+
+
+def read_options(options: dict[str, Any], task: object = None) -> tuple[OnConflict, int | None, bool]:
+    """Take our options out of *options*; what they do not say, the attributes of *task* do.
+
+    Returns:
+        What to do on a conflict, the longest wait (us) or None, and whether *options* named any of it.
+
+    Raises:
+        ValueError, TypeError: an option has no such value.
+    """
+    given = {name: options.pop(name) for name in OPTIONS if name in options}
+    word = given.get("on_conflict")
+    max_wait = given.get("max_wait")
+    if word is None:
+        word = getattr(task, "on_conflict", None) or OnConflict.REPLACE
+    if max_wait is None:
+        max_wait = getattr(task, "max_wait", None)
+    try:
+        on_conflict = OnConflict(word)
+    except ValueError:
+        raise ValueError(f'on_conflict must be "error", "keep" or "replace", not {shortened(word)}') from None
+    if max_wait is None:
+        return on_conflict, None, bool(given)
+    if on_conflict is not OnConflict.REPLACE:
+        raise ValueError(f'max_wait limits on_conflict="replace"; it means nothing with "{on_conflict.value}"')
+    seconds = seconds_of(max_wait, "max_wait")
+    if seconds < 0:
+        raise ValueError(f"max_wait must be 0 or more, not {max_wait!r}")
+    return on_conflict, round(seconds * SECOND_US), bool(given)
+
+
+class _Message(NamedTuple):
+    """Celery's message, with the countdown that it has turned into an eta."""
+
+    headers: Any
+    properties: Any
+    body: Any
+    sent_event: Any
+
+
+class _CountedMessage(_Message):
+    countdown: float
+
+
+class Publishing:
+    """The joint with one app's publishing. Reads no configuration before the first publish."""
+
+    def __init__(self, app: Celery, settings: Callable[[], Settings]) -> None:
+        self._app = app
+        self._settings = settings
+        self._warned = False
+
+    def join(self) -> None:
+        """Make the app publish through us, whether or not ``app.amqp`` exists yet. A second call changes nothing."""
+        existing = vars(self._app).get("amqp")
+        if existing is not None:
+            _join(existing)
+        elif not isinstance(self._app.amqp_cls, JoinedAMQP):
+            self._app.amqp_cls = JoinedAMQP(self._app.amqp_cls)
+
+    def create(self, stock: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Stand in for ``amqp.create_task_message``: keep the countdown, which the message itself forgets."""
+        message = stock(*args, **options)
+        countdown = options["countdown"] if "countdown" in options else args[4] if len(args) > 4 else None
+        if not countdown:
+            return message
+        counted = _CountedMessage(*message)
+        counted.countdown = countdown
+        return counted
+
+    def send(self, stock: Callable[..., Any], producer: Any, name: str, message: Any, **options: Any) -> Any:
+        """Stand in for ``amqp.send_task_message``: the same call, with a producer that puts what is delayed."""
+        on_conflict, max_wait_us, explicit = read_options(options, self._app._tasks.get(name))
+        headers = message[0]
+        if not isinstance(producer, Producer) or not headers or not headers.get("task"):
+            return stock(producer, name, message, **options)  # message protocol 1: the eta is inside the signed body
+        countdown = getattr(message, "countdown", None)
+        counted_eta = headers.get("eta") if countdown else None
+        wish = Wish(on_conflict, max_wait_us, explicit, countdown, counted_eta)
+        return stock(_delaying(producer, self, wish), name, message, **options)
+
+    def due_of(self, wish: Wish, eta: object) -> tuple[dict[str, int], int] | None:
+        """When a message with that ``eta`` header is due.
+
+        Returns:
+            How a :class:`~celery_delayq.store.Put` says it, and the time that was asked for (us); None if the message
+            is none of ours.
+        """
+        settings = self._settings()
+        if not eta or not (settings.intercept or wish.explicit):
+            return None
+        moment = read_eta(eta)
+        asked_us = checked_due_us(moment)
+        # A handler of before_task_publish may have set another eta; then that one holds.
+        countdown = wish.countdown if eta == wish.counted_eta else None
+        if not wish.explicit and settings.min_delay > 0:
+            delay = countdown if countdown is not None else (moment - datetime.now(timezone.utc)).total_seconds()
+            if delay < settings.min_delay:
+                return None
+        if countdown is not None:
+            return {"in_us": round(countdown * SECOND_US)}, asked_us
+        return {"at_us": asked_us}, asked_us
+
+    def refuse(self, channel: object, wish: Wish) -> None:
+        """The broker is no Redis: say so, once; to who asked for us by name, as an error."""
+        transport = type(channel).__module__
+        text = f"the broker's transport {transport} is not Redis, and celery_delayq keeps delayed tasks in the broker's Redis"
+        if wish.explicit:
+            raise ImproperlyConfigured(f"{text}; set broker_url to a redis://, rediss:// or sentinel:// URL")
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s: delayed tasks of this app go the stock way", text)
+
+    def put(self, channel: Any, jobs: list[Put], wish: Wish, retried: bool) -> None:
+        """Store *jobs*.
+
+        Raises:
+            AlreadyScheduled: by *wish*.
+            OperationalError: Redis is full.
+        """
+        store = broker.store_of(channel, self._settings().prefix)
+        deliveries = {job.topic: broker.delivery_of(channel, job.topic) for job in jobs}
+        try:
+            store.put(jobs, deliveries, wish.on_conflict, retried=retried)
+        except OutOfMemoryError as error:
+            raise OperationalError(
+                f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain"
+            ) from error
+
+
+def read_eta(eta: object) -> datetime:
+    """An ``eta`` as Celery's worker reads it: ISO 8601; without an offset it is UTC.
+
+    Raises:
+        ValueError: no such time.
+    """
+    if isinstance(eta, datetime):
+        moment = eta
+    else:
+        text = str(eta)
+        try:
+            moment = datetime.fromisoformat(text)  # what Celery writes, and much faster than a parser of all ISO 8601
+        except ValueError:
+            try:
+                moment = maybe_iso8601(text)
+            except ValueError:
+                raise ValueError(f"eta must be a datetime or ISO 8601, not {shortened(eta)}") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def scheduled_for(request: Any) -> datetime | None:
+    """The time that a task was asked for, aware and in UTC; None if it was not delayed.
+
+    Args:
+        request: ``task.request``. Its own ``eta`` is None by then, as for any task that is ready to run.
+    """
+    due_us = (getattr(request, "properties", None) or {}).get(DUE_PROPERTY)
+    if isinstance(due_us, int):
+        return from_us(due_us)
+    eta = getattr(request, "eta", None)  # a delay that was left to stock Celery
+    return read_eta(eta).astimezone(timezone.utc) if eta else None
+
+
+class _Delaying:
+    """Mixed into the class of a producer for one task message. Shares the producer's ``__dict__``, so that whatever
+    revives the one after a lost connection revives the other.
+    """
+
+    __slots__ = ()
+
+    _joint: Publishing
+    _wish: Wish
+    _made: list[Put] | None
+
+    def _publish(
+        self,
+        body: Any,
+        priority: int,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        exchange: str,
+        declare: list[Any],
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        def stock() -> Any:
+            return super(_Delaying, self)._publish(  # type: ignore[misc]  # the producer's own class comes next
+                body,
+                priority,
+                content_type,
+                content_encoding,
+                headers,
+                properties,
+                routing_key,
+                mandatory,
+                immediate,
+                exchange,
+                declare,
+                *rest,
+                **options,
+            )
+
+        # The event task-sent passes through the same producer; only the task's own message has this header.
+        due = self._joint.due_of(self._wish, headers.get("eta")) if "task" in headers else None
+        if due is None:
+            return stock()
+        channel = self.channel  # type: ignore[attr-defined]  # of the producer
+        if not broker.is_redis(channel):
+            self._joint.refuse(channel, self._wish)
+            return stock()
+        for entity in declare or ():
+            self.maybe_declare(entity)  # type: ignore[attr-defined]  # of the producer
+        retried = self._made is not None
+        if self._made is None:
+            queues = broker.queues_of(channel, exchange, routing_key)
+            if queues is None:
+                return stock()
+            if not queues:
+                logger.warning(
+                    "no queue is bound to exchange %r for routing key %r: task %s is dropped, as Kombu drops it",
+                    exchange,
+                    routing_key,
+                    headers.get("id"),
+                )
+                return stock()
+            # Once, not again for each retry: a put that finds these very bytes knows itself.
+            when, asked_us = due
+            reply_to = properties.get("reply_to")
+            message, step = broker.envelope(
+                channel,
+                body,
+                priority,
+                content_type,
+                content_encoding,
+                {**headers, "eta": None},
+                {
+                    **properties,
+                    "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
+                    DUE_PROPERTY: asked_us,
+                },
+                exchange,
+                routing_key,
+            )
+            self._made = [
+                Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **when)
+                for queue in queues
+            ]
+        self._joint.put(channel, self._made, self._wish, retried)
+        return None
+
+
+_delaying_classes: dict[type, type] = {}
+
+
+def _delaying(producer: Producer, joint: Publishing, wish: Wish) -> Any:
+    cls = type(producer)
+    try:
+        delaying_cls = _delaying_classes[cls]
+    except KeyError:
+        namespace = {"__slots__": ("_joint", "_wish", "_made"), "__module__": cls.__module__}
+        delaying_cls = _delaying_classes[cls] = type(cls.__name__, (_Delaying, cls), namespace)
+    delaying = object.__new__(delaying_cls)
+    delaying.__dict__ = producer.__dict__
+    delaying._joint, delaying._wish, delaying._made = joint, wish, None
+    return delaying
+
+
+class JoinedAMQP:
+    """Stands for an app's ``amqp_cls`` until ``app.amqp`` is first used; then makes that one, joined.
+
+    A class of its own and not a closure, so that an app can still be pickled.
+    """
+
+    def __init__(self, amqp_cls: Any) -> None:
+        self.amqp_cls = amqp_cls
+
+    def __call__(self, app: Celery) -> Any:
+        amqp = instantiate(self.amqp_cls, app=app)
+        if getattr(app, "delayq", None) is not None:
+            _join(amqp)
+        return amqp
+
+
+class _Joined:
+    """Mixed into the class of ``app.amqp``. Properties, not values: nothing is evaluated before it is used, and what
+    others put in place of the stock functions is still called.
+    """
+
+    app: Celery
+
+    @property
+    def create_task_message(self) -> Callable[..., Any]:
+        stock: Callable[..., Any] = super().create_task_message  # type: ignore[misc]  # AMQP's
+        joint: Publishing = self.app.delayq.publishing
+        return lambda *args, **options: joint.create(stock, *args, **options)
+
+    @create_task_message.setter
+    def create_task_message(self, value: Callable[..., Any]) -> None:
+        vars(self)["create_task_message"] = value
+
+    @property
+    def send_task_message(self) -> Callable[..., Any]:
+        stock: Callable[..., Any] = super().send_task_message  # type: ignore[misc]  # AMQP's
+        joint: Publishing = self.app.delayq.publishing
+        return lambda *args, **options: joint.send(stock, *args, **options)
+
+    @send_task_message.setter
+    def send_task_message(self, value: Callable[..., Any]) -> None:
+        vars(self)["send_task_message"] = value
+
+
+def _join(amqp: AMQP) -> None:
+    cls = type(amqp)
+    if not issubclass(cls, _Joined):
+        amqp.__class__ = type(cls.__name__, (_Joined, cls), {"__module__": cls.__module__})

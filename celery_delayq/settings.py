@@ -1,0 +1,115 @@
+"""The settings of ``app.conf`` that begin with ``delayq_``, validated whole, as one frozen object.
+
+The README's table is made from the fields below: ``python -m celery_delayq.settings`` prints it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import ImproperlyConfigured, shortened
+
+PREFIX = "delayq_"
+
+
+def _truth(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("must be True or False")
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    raise ValueError("must be a number of seconds, 0 or more")
+
+
+def _interval(value: object) -> float:
+    if _seconds(value) < 0.05:
+        raise ValueError("must be 0.05 seconds or more")
+    return _seconds(value)
+
+
+def _batch(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000:
+        return value
+    raise ValueError("must be a whole number from 1 to 100000")
+
+
+def _name(value: object) -> str:
+    if isinstance(value, str) and value and not set(value) & set("{}"):
+        return value
+    raise ValueError("must be a non-empty string without { and }")
+
+
+def _position(value: object) -> str:
+    if value in ("back", "front"):
+        return str(value)
+    raise ValueError('must be "back" or "front"')
+
+
+def _setting(default: Any, read: Callable[[object], Any], help: str) -> Any:
+    return field(default=default, metadata={"read": read, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may set on ``app.conf``, each with the prefix ``delayq_``."""
+
+    intercept: bool = _setting(
+        True, _truth, "Plain `apply_async(countdown=…)`, `retry` and so on wait in Redis too, not only `apply_at`."
+    )
+    min_delay: float = _setting(0.0, _seconds, "Seconds; shorter delays are left to stock Celery.")
+    prefix: str = _setting("delayq", _name, "First part of every key of ours, behind the broker's `global_keyprefix`.")
+    dispatch: bool = _setting(
+        True, _truth, "Workers move due tasks to their queues. `celery worker --no-delayq-dispatch` says no for one."
+    )
+    batch_size: int = _setting(1000, _batch, "Tasks that one script call moves at most.")
+    max_poll_interval: float = _setting(
+        1.0, _interval, "Seconds; a dispatcher looks at least this often, even if nobody wakes it."
+    )
+    ready_position: str = _setting(
+        "back", _position, 'A due task goes behind the tasks that are ready already ("back") or before them ("front").'
+    )
+
+    @classmethod
+    def read(cls, conf: Mapping[str, Any]) -> Settings:
+        """Take the settings out of *conf*, Celery's ``app.conf`` or any mapping.
+
+        Raises:
+            ImproperlyConfigured: an unknown setting or an unusable value.
+        """
+        known = {f"{PREFIX}{f.name}": f for f in fields(cls)}
+        values = {}
+        for key in {str(key).lower() for key in conf if str(key).lower().startswith(PREFIX)}:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                raise ImproperlyConfigured(f"unknown setting {key}; did you mean {near}?")
+            value = conf[key]
+            try:
+                values[known[key].name] = known[key].metadata["read"](value)
+            except ValueError as error:
+                raise ImproperlyConfigured(f"{key} {error}, not {shortened(value)}") from None
+        return cls(**values)
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for f in fields(Settings):
+        default = (
+            f'"{f.default}"'
+            if isinstance(f.default, str)
+            else f"{f.default:g}"
+            if isinstance(f.default, float)
+            else f.default
+        )
+        rows.append(f"| `{PREFIX}{f.name}` | `{default}` | {f.metadata['help']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

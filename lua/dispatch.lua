@@ -1,0 +1,135 @@
+-- dispatch: move one batch of a topic's due jobs to the ready lists, at once and as they are.
+--
+-- KEYS[1]  index     zset  topic -> time (us) of its earliest job
+-- KEYS[2]  topics    hash  topic -> how its jobs are delivered
+-- KEYS[3]  schedule  zset  id -> due (us)
+-- KEYS[4]  jobs      hash  id -> body
+-- KEYS[5]  ties      zset  due (us) -> last score given to a job of that very due
+-- KEYS[6]  steps     hash  id -> priority step, only of jobs whose step is not 0
+-- KEYS[7]  firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
+-- KEYS[8]  ready     list  bodies, popped from the right; and one more key for each further step
+--
+-- ARGV[1]  now       us since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic
+-- ARGV[3]  limit     jobs to move at most
+-- ARGV[4]  position  'back': behind what is ready already; 'front': before it
+-- ARGV[5]  expires   ms that every ready list lives from now on; '' for ever
+-- ARGV[6]  step      of KEYS[8]; and one more for each further ready list, ascending
+--
+-- Returns  {moved, orphans, left}   jobs moved; ids dropped because they had no body; 1 if more is due, else 0
+--          error WRONGTYPE          a key holds something else; nothing was moved
+--          error BADARG             an argument is unusable; nothing was moved
+--
+-- Moves    waiting -> ready, in the order of due times; jobs of one due in the order of their puts
+-- Cost     O(log n + m), n = jobs of the topic, m = moved
+
+-- Bodies are moved in portions; after the one that passes this many bytes the rest waits for the next call.
+local PORTION, BYTES = 500, 8 * 1024 * 1024
+
+local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+
+local types = {'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash'}
+for key = 1, #KEYS do
+  local expected, found = types[key] or 'list', redis.call('TYPE', KEYS[key]).ok
+  if found ~= expected and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[key] .. ' is a ' .. found .. ', expected a ' .. expected)
+  end
+end
+if not limit or limit < 1 or (position ~= 'back' and position ~= 'front') or #ARGV - 5 ~= #KEYS - 7 or #KEYS < 8 then
+  return redis.error_reply('BADARG needs a limit of 1 or more, back or front, and a step for each ready list')
+end
+if not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
+end
+
+-- The ready list for a step: the one of the greatest step that is not above it.
+local function ready_list(step)
+  local key = KEYS[8]
+  for list = 9, #KEYS do
+    if step >= tonumber(ARGV[list - 2]) then
+      key = KEYS[list]
+    end
+  end
+  return key
+end
+
+local function push(key, bodies)
+  if #bodies == 0 then
+    return
+  end
+  if position == 'front' then
+    local last = #bodies
+    for first = 1, math.floor(last / 2) do
+      bodies[first], bodies[last - first + 1] = bodies[last - first + 1], bodies[first]
+    end
+    redis.call('RPUSH', key, unpack(bodies))
+  else
+    redis.call('LPUSH', key, unpack(bodies))
+  end
+end
+
+local has_steps = redis.call('EXISTS', KEYS[6]) == 1
+local has_firsts = redis.call('EXISTS', KEYS[7]) == 1
+local moved, orphans, bytes, portion = 0, 0, 0, 0
+repeat
+  portion = math.min(PORTION, limit - moved - orphans)
+  local ids = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, portion)
+  if #ids > 0 then
+    local held = redis.call('HMGET', KEYS[4], unpack(ids))
+    local steps = has_steps and redis.call('HMGET', KEYS[6], unpack(ids))
+
+    -- Take out before pushing in: a full Redis lets a script that has freed memory go on, not one that starts
+    -- with a push. The first #ids by rank are these ids: all that is due comes before all that is not.
+    redis.call('HDEL', KEYS[4], unpack(ids))
+    redis.call('ZREMRANGEBYRANK', KEYS[3], 0, #ids - 1)
+    if has_steps then
+      redis.call('HDEL', KEYS[6], unpack(ids))
+    end
+    if has_firsts then
+      redis.call('HDEL', KEYS[7], unpack(ids))
+    end
+
+    local lists = {}
+    for number = 1, #ids do
+      local body = held[number]
+      if body then
+        local key = steps and steps[number] and ready_list(tonumber(steps[number])) or KEYS[8]
+        local bodies = lists[key]
+        if not bodies then
+          bodies = {}
+          lists[key] = bodies
+        end
+        bodies[#bodies + 1] = body
+        bytes = bytes + #body
+        moved = moved + 1
+      else
+        orphans = orphans + 1
+      end
+    end
+    for list = 8, #KEYS do
+      push(KEYS[list], lists[KEYS[list]] or {})
+    end
+  end
+until #ids < portion or moved + orphans >= limit or bytes >= BYTES
+
+if expires and moved > 0 then
+  for list = 8, #KEYS do
+    redis.call('PEXPIRE', KEYS[list], expires)
+  end
+end
+
+local next = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+local due = tonumber(next[2] or nil)
+if not due then
+  redis.call('ZREM', KEYS[1], topic)
+  redis.call('HDEL', KEYS[2], topic)
+  redis.call('DEL', KEYS[5])
+  return {moved, orphans, 0}
+end
+redis.call('ZADD', KEYS[1], due, topic)
+if due > now then
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
+  return {moved, orphans, 0}
+end
+return {moved, orphans, 1}

