@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from celery import Task, current_app
 from celery.canvas import Signature
 from click import Option
-from kombu.transport import get_transport_cls
 
 from . import broker
 from .bootstep import DispatcherStep
@@ -149,7 +148,7 @@ class DelayQ:
     @property
     def can_dispatch(self) -> bool:
         """Whether workers of this app read from a Redis."""
-        return issubclass(get_transport_cls(self.app.connection_for_read().transport_cls).Channel, broker.Channel)
+        return broker.reads_redis(self.app.connection_for_read())
 
     def dispatcher(self) -> Dispatcher:
         """A new dispatcher for this app, not started."""

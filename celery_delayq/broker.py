@@ -6,12 +6,11 @@ ACL users, credential providers, sockets and database numbers need no settings o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
-from kombu.transport.redis import Channel
+from kombu.transport.redis import Channel, Transport
 from kombu.transport.virtual import Channel as VirtualChannel
 from kombu.utils.json import dumps
 
@@ -26,6 +25,11 @@ _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
 def is_redis(channel: object) -> bool:
     """Whether *channel* belongs to Kombu's Redis transport, Sentinel included."""
     return isinstance(channel, Channel)
+
+
+def reads_redis(connection: Any) -> bool:
+    """Whether *connection*, a Kombu connection, goes to a Redis; without opening it."""
+    return issubclass(connection.get_transport_cls(), Transport)
 
 
 def store_of(channel: Channel, prefix: str) -> Store:
@@ -81,13 +85,9 @@ def connect(connection: Any, prefix: str) -> Store:
 
     Tries each of the broker's alternative URLs once; raises whatever the last of them raised.
     """
-    attempts: Iterable[int] = range(len(connection.alt) or 1)
-    for attempt in attempts:
+    for _ in connection.alt[1:]:
         try:
-            channel = connection.channel()
-            break
-        except Exception:
-            if attempt + 1 == len(connection.alt or [None]):
-                raise
+            return store_of(connection.channel(), prefix)
+        except connection.recoverable_connection_errors:
             connection.maybe_switch_next()
-    return store_of(channel, prefix)
+    return store_of(connection.channel(), prefix)

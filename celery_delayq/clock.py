@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from numbers import Real
+from typing import TypeGuard
 
 from .errors import shortened
 
@@ -41,9 +42,14 @@ def checked_due_us(moment: datetime) -> int:
     moment_us = to_us(moment)
     if moment_us > LATEST_US:
         raise ValueError(
-            f"{moment.isoformat()} is too far ahead: the latest time that can be kept is {from_us(LATEST_US).isoformat()}"
+            f"{moment.isoformat()} is too far ahead: the latest that can be kept is {from_us(LATEST_US).isoformat()}"
         )
     return moment_us
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether *value* is a real number of any library; True and False are none."""
+    return isinstance(value, Real) and value is not True and value is not False
 
 
 def moment_of(when: object) -> datetime:
@@ -57,14 +63,14 @@ def moment_of(when: object) -> datetime:
     """
     if isinstance(when, datetime):
         moment = when if when.tzinfo is not None else when.replace(tzinfo=timezone.utc)
-    elif isinstance(when, Real) and not isinstance(when, bool):
+    elif is_number(when):
         try:
             moment = EPOCH + timedelta(seconds=float(when))
         except (OverflowError, ValueError):  # infinity, NaN, or beyond the year 9999
             raise ValueError(f"when must be a finite time before the year 2255, not {when!r}") from None
     else:
         raise TypeError(
-            f"when must be a datetime or a number of seconds since the epoch, not {type(when).__name__} {shortened(when)}"
+            f"when must be a datetime or seconds since the epoch, not {type(when).__name__} {shortened(when)}"
         )
     checked_due_us(moment)
     return moment
@@ -79,7 +85,7 @@ def seconds_of(delay: object, name: str = "delay") -> float:
     """
     if isinstance(delay, timedelta):
         return delay.total_seconds()
-    if not isinstance(delay, Real) or isinstance(delay, bool):
+    if not is_number(delay):
         raise TypeError(
             f"{name} must be a number of seconds or a timedelta, not {type(delay).__name__} {shortened(delay)}"
         )

@@ -162,7 +162,7 @@ class Publishing:
     def refuse(self, channel: object, wish: Wish) -> None:
         """The broker is no Redis: say so, once; to who asked for us by name, as an error."""
         transport = type(channel).__module__
-        text = f"the broker's transport {transport} is not Redis, and celery_delayq keeps delayed tasks in the broker's Redis"
+        text = f"the broker's transport {transport} is not Redis, where celery_delayq keeps delayed tasks"
         if wish.explicit:
             raise ImproperlyConfigured(f"{text}; set broker_url to a redis://, rediss:// or sentinel:// URL")
         if not self._warned:
@@ -224,11 +224,10 @@ class _Delaying:
     revives the one after a lost connection revives the other.
     """
 
-    __slots__ = ()
-
-    _joint: Publishing
-    _wish: Wish
-    _made: list[Put] | None
+    if TYPE_CHECKING:  # the slots of the class that is made for each producer class
+        _joint: Publishing
+        _wish: Wish
+        _made: list[Put] | None
 
     def _publish(
         self,
@@ -322,7 +321,7 @@ def _delaying(producer: Producer, joint: Publishing, wish: Wish) -> Any:
     except KeyError:
         namespace = {"__slots__": ("_joint", "_wish", "_made"), "__module__": cls.__module__}
         delaying_cls = _delaying_classes[cls] = type(cls.__name__, (_Delaying, cls), namespace)
-    delaying = object.__new__(delaying_cls)
+    delaying: Any = object.__new__(delaying_cls)
     delaying.__dict__ = producer.__dict__
     delaying._joint, delaying._wish, delaying._made = joint, wish, None
     return delaying

@@ -61,7 +61,7 @@ class Put:
     @property
     def due(self) -> str:
         """The due time as put.lua reads it."""
-        return str(self.at_us) if self.at_us is not None else f"+{self.in_us}"
+        return str(self.at_us) if self.at_us is not None else f"+{max(self.in_us or 0, 0)}"
 
 
 class Moved(Enum):
@@ -166,7 +166,7 @@ class Store:
         if_due_us: int | None = None,
         now_us: int | None = None,
     ) -> Moved:
-        """Give a waiting job another due time, *at_us* or *in_us* from now; with *if_due_us* only while it is due then."""
+        """Make a waiting job due *at_us*, or *in_us* from now; with *if_due_us* only while it is due then."""
         due = Put(topic, id, b"", at_us, in_us).due
         expected = "" if if_due_us is None else if_due_us
         keys = [self.keys.index, self.keys.schedule(topic), self.keys.ties(topic)]

@@ -1,0 +1,90 @@
+"""The written contract of the scripts: headers, names and code agree."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+import pytest
+
+from celery_delayq.store import Store
+
+SOURCES = {
+    file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
+    for file in files("celery_delayq.lua").iterdir()
+    if file.name.endswith(".lua")
+}
+
+
+def header(source: str) -> str:
+    """The comment block at the top."""
+    lines = source.splitlines()
+    return "\n".join(lines[: next(number for number, line in enumerate(lines) if not line.startswith("--"))])
+
+
+def code(source: str) -> str:
+    """What is not comment."""
+    return "\n".join(line.partition("--")[0] for line in source.splitlines())
+
+
+def test_the_verbs_are_here() -> None:
+    """Every verb of the store is one file."""
+    assert {"put", "delete", "move", "dispatch", "tick"} <= set(SOURCES)
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_a_verb_is_a_method_of_the_store_and_has_its_test_file(verb: str) -> None:
+    """One word for one thing: Lua file, method, test file."""
+    assert callable(getattr(Store, verb))
+    assert (files("tests.lua") / f"test_{verb}.py").is_file()
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_a_header_tells_everything(verb: str) -> None:
+    """Purpose first, then keys, arguments, replies and cost."""
+    text = header(SOURCES[verb])
+
+    assert text.startswith(f"-- {verb}: ")
+    for part in ("KEYS[1]", "ARGV[1]", "Returns", "Cost"):
+        assert part in text
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_the_code_uses_the_keys_and_arguments_that_the_header_numbers(verb: str) -> None:
+    """No fixed index in the code that the header does not explain, and none explained that is not there."""
+    text, body = header(SOURCES[verb]), code(SOURCES[verb])
+    for name in ("KEYS", "ARGV"):
+        told = set(re.findall(rf"{name}\[(\d+)", text))
+        used = set(re.findall(rf"{name}\[(\d+)\]", body))
+        assert used <= told
+        assert told == {str(number) for number in range(1, len(told) + 1)} or (verb, name) == ("put", "KEYS")
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_no_script_makes_a_key_or_reads_a_body(verb: str) -> None:
+    """Keys arrive in KEYS, bodies stay bytes, and no due time becomes text but by an exact format."""
+    body = code(SOURCES[verb])
+
+    assert "cjson" not in body
+    assert "tostring" not in body
+    assert not re.search(r"redis\.p?call\('\w+', '", body)
+    assert "KEYS'" not in body
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_no_script_leaks_a_global(verb: str) -> None:
+    """Every name is local: a global would be an error on a newer Redis, and shared on none."""
+    assigned = set(re.findall(r"^\s*(\w+)\s*=[^=]", code(SOURCES[verb]), re.MULTILINE))
+    declared = set(re.findall(r"\blocal (?:function )?([\w, ]+)", code(SOURCES[verb])))
+    names = {name.strip() for group in declared for name in group.split(",")}
+
+    assert assigned <= names
+
+
+def test_what_two_scripts_share_is_the_same() -> None:
+    """put and move both choose a place among equals; scripts have no imports, so this holds the copies together."""
+
+    def slot(source: str) -> str:
+        return source[source.index("local function slot") : source.index("return score\nend")]
+
+    assert slot(SOURCES["put"]) == slot(SOURCES["move"])

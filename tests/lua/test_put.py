@@ -1,0 +1,288 @@
+"""put.lua: all jobs or none, each in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from celery_delayq.clock import LATEST_US
+from celery_delayq.delivery import Delivery
+from celery_delayq.errors import AlreadyScheduled, DelayQError
+from celery_delayq.scripts import script
+from celery_delayq.store import OnConflict, Put, Store
+
+from .conftest import NOW, QUEUE, Contents, job, put, value_of, waiting
+
+
+def test_a_put_leaves_the_id_its_body_and_the_way_to_the_queue(store: Store, contents: Callable[[], Contents]) -> None:
+    """After a put, Redis holds the job once, its topic in the index and how it is delivered; nothing else."""
+    assert put(store, job("a", 5)) == 1
+
+    assert {
+        b"delayq:{0}:index": {b"q": NOW + 5},
+        b"delayq:{0}:topics": {b"q": QUEUE.dumps().encode()},
+        b"delayq:{0}:schedule:q": {b"a": NOW + 5},
+        b"delayq:{0}:jobs:q": {b"a": b"body of a"},
+    } == contents()
+
+
+def test_jobs_of_one_due_leave_in_the_order_of_their_puts(store: Store) -> None:
+    """A thousand jobs of the very same microsecond keep their order, and none is due before its time."""
+    ids = [f"{9999 - number}" for number in range(1000)]
+    for id in ids[:500]:
+        put(store, job(id, 7))
+    put(store, *(job(id, 7) for id in ids[500:]))
+
+    order = waiting(store)
+
+    assert [id.encode() for id in ids] == list(order)
+    assert {7, 8, 9, 1006} <= set(order.values())
+    assert min(order.values()) == 7
+
+
+def test_more_than_a_thousand_of_one_due_stay_within_a_millisecond(store: Store) -> None:
+    """However many are due at once, none is put off by a millisecond or more."""
+    put(store, *(job(f"{number:05}", 7) for number in range(3000)))
+
+    assert max(waiting(store).values()) == 7 + 999
+    assert len(waiting(store)) == 3000
+
+
+def test_the_order_survives_a_cancelled_first(store: Store) -> None:
+    """When the first of several of one due is deleted, a later put still goes behind the others."""
+    put(store, job("c", 7), job("b", 7))
+    store.delete("q", ["c"])
+    put(store, job("a", 7))
+
+    assert list(waiting(store)) == [b"b", b"a"]
+
+
+def test_the_index_knows_the_earliest_of_each_topic(store: Store) -> None:
+    """A dispatcher finds the time of each topic's earliest job in one key."""
+    put(store, job("late", 50), job("x", 70, topic="r"))
+    put(store, job("early", 20))
+
+    assert value_of(store.client, store.keys.index.encode()) == {b"q": NOW + 20, b"r": NOW + 70}
+
+
+def test_what_is_past_is_due_now(store: Store) -> None:
+    """A due time before Redis's clock counts as now, so that lateness and order stay honest."""
+    put(store, job("a", -5_000_000), Put("q", "b", b"", in_us=-3))
+
+    assert waiting(store) == {b"a": 0, b"b": 1}
+
+
+def test_a_delay_counts_from_redis_own_clock(store: Store) -> None:
+    """A job due "in" some time is due that much after the moment that the script sees."""
+    put(store, Put("q", "a", b"", in_us=1_234_567))
+    assert waiting(store) == {b"a": 1_234_567}
+
+    seconds, micros = store.client.time()
+    store.put([Put("r", "b", b"", in_us=60_000_000)], {"r": QUEUE})
+    assert 0 <= waiting(store, "r")[b"b"] + NOW - (seconds * 1_000_000 + micros) - 60_000_000 < 5_000_000
+
+
+@pytest.mark.parametrize("id", ["10", "{}*:\n\0", "ü€", b"\xff\x00\xfe", "x" * 10_000])
+def test_any_id_will_do(store: Store, id: str | bytes) -> None:
+    """Ids are bytes of any kind and length."""
+    put(store, job(id))
+
+    raw = id.encode() if isinstance(id, str) else id
+    assert [raw] == list(waiting(store))
+    assert {raw: b"body of " + raw} == value_of(store.client, store.keys.jobs("q").encode())
+
+
+def test_a_large_body_is_kept_as_it_is(store: Store) -> None:
+    """50 MB of every byte value go in and come out the same."""
+    body = bytes(range(256)) * 200_000
+    put(store, job("a", body=body))
+    store.dispatch("q", QUEUE, 10, now_us=NOW + 1)
+
+    assert body == store.client.rpop("q")
+
+
+def test_any_topic_name_will_do(store: Store) -> None:
+    """Spaces, unicode, colons and braces in a queue's name cannot make two topics meet."""
+    names = ["with space", "ünïcödé ☃", "a:b", "{0}", "jobs:q", "q", "\n"]
+    for number, name in enumerate(names):
+        put(store, job("same", number, topic=name))
+
+    assert [[number] for number in range(len(names))] == [list(waiting(store, name).values()) for name in names]
+
+
+def test_an_id_that_waits_is_refused(store: Store, contents: Callable[[], Contents]) -> None:
+    """on_conflict "error": the second put of an id raises, names it, and changes nothing."""
+    put(store, job("a", 5))
+    before = contents()
+
+    with pytest.raises(AlreadyScheduled, match="'a' waits already.*on_conflict"):
+        put(store, job("a", 9, body=b"other"))
+
+    assert before == contents()
+
+
+def test_a_batch_with_one_conflict_is_refused_whole(store: Store, contents: Callable[[], Contents]) -> None:
+    """All or none: one conflicting id keeps the whole batch out, over all topics."""
+    put(store, job("taken", 5))
+    before = contents()
+
+    with pytest.raises(AlreadyScheduled):
+        put(store, job("new"), job("other", topic="r"), job("taken", 9, body=b"other"))
+
+    assert before == contents()
+
+
+def test_an_id_twice_in_one_batch_is_a_conflict_too(store: Store, contents: Callable[[], Contents]) -> None:
+    """A batch cannot smuggle in what two puts could not."""
+    with pytest.raises(AlreadyScheduled):
+        put(store, job("a", 1), job("a", 2, body=b"other"))
+
+    assert contents() == {}
+
+
+def test_the_same_id_in_another_topic_is_another_job(store: Store) -> None:
+    """Ids are unique in their topic, so that one message can wait for several queues."""
+    assert put(store, job("a"), job("a", topic="r")) == 2
+
+
+def test_keep_leaves_the_one_that_waits(store: Store) -> None:
+    """on_conflict "keep": the first one stays, with its body and its due time."""
+    put(store, job("a", 5))
+
+    assert put(store, job("a", 9, body=b"other"), job("b", 9), on_conflict=OnConflict.KEEP) == 1
+
+    assert waiting(store) == {b"a": 5, b"b": 9}
+    assert store.client.hget(store.keys.jobs("q"), "a") == b"body of a"
+
+
+def test_replace_overwrites_due_body_and_step(store: Store, contents: Callable[[], Contents]) -> None:
+    """on_conflict "replace": only the new one is left, as if the first had never been."""
+    put(store, job("a", 5, step=6, max_wait_us=50))
+    put(store, job("a", 9, body=b"other"), on_conflict=OnConflict.REPLACE)
+
+    assert {
+        b"delayq:{0}:index": {b"q": NOW + 9},
+        b"delayq:{0}:topics": {b"q": QUEUE.dumps().encode()},
+        b"delayq:{0}:schedule:q": {b"a": NOW + 9},
+        b"delayq:{0}:jobs:q": {b"a": b"other"},
+    } == contents()
+
+
+def test_max_wait_bounds_a_debounce(store: Store) -> None:
+    """Replacing again and again cannot put a job off for longer than max_wait after its first put."""
+    for due in (60, 90, 120, 150, 180):
+        put(store, job("a", due, max_wait_us=100), on_conflict=OnConflict.REPLACE)
+
+    assert waiting(store) == {b"a": 100}
+
+
+def test_the_same_put_again_is_no_conflict(store: Store, contents: Callable[[], Contents]) -> None:
+    """A put whose answer was lost and that is sent again finds its own bytes, answers OK and moves nothing."""
+    put(store, job("a", 5))
+    before = contents()
+
+    for on_conflict in OnConflict:
+        assert put(store, job("a", 999), on_conflict=on_conflict, retried=True) == 0
+
+    assert before == contents()
+
+
+def test_other_bytes_sent_again_are_a_conflict(store: Store) -> None:
+    """Sent again or not: another body under the same id is another message."""
+    put(store, job("a", 5))
+
+    with pytest.raises(AlreadyScheduled):
+        put(store, job("a", 5, body=b"other"), retried=True)
+
+
+def test_only_the_earliest_wakes_the_dispatchers(store: Store) -> None:
+    """A put is announced when it became the earliest of all topics, and only then."""
+    with store.client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(store.keys.wake)
+        listener.get_message(timeout=5)
+        put(store, job("a", 50))
+        put(store, job("b", 60), job("x", 55, topic="r"))
+        put(store, job("y", 20, topic="r"))
+        store.client.publish(store.keys.wake, "end")
+
+        said = []
+        while (message := listener.get_message(timeout=5)) and message["data"] != b"end":
+            said.append(int(message["data"]) - NOW)
+
+    assert said == [50, 20]
+
+
+def test_a_full_redis_refuses_and_keeps_nothing_half(store: Store, contents: Callable[[], Contents]) -> None:
+    """Out of memory: the put is refused whole, also one that would replace."""
+    put(store, job("a", 5))
+    before = contents()
+    store.client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(Exception, match="OOM|maxmemory"):
+            put(store, job("b"), job("c", topic="r"))
+        with pytest.raises(Exception, match="OOM|maxmemory"):
+            put(store, job("a", 9, body=b"other"), on_conflict=OnConflict.REPLACE)
+        assert before == contents()
+    finally:
+        store.client.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("position", range(7))
+def test_a_foreign_key_in_our_place_is_refused_before_anything_is_written(
+    store: Store, contents: Callable[[], Contents], position: int
+) -> None:
+    """A key of a wrong type: the error names it and the way out, and nothing was written."""
+    key = [store.keys.index, store.keys.topics, *store.keys.of_topic("q")][position]
+    store.client.set(key, "somebody else's")
+
+    with pytest.raises(DelayQError, match=r"is a string, expected.*delayq_prefix") as raised:
+        put(store, job("a", step=3, max_wait_us=5))
+
+    assert key in str(raised.value)
+    assert {key.encode(): b"somebody else's"} == contents()
+
+
+@pytest.mark.parametrize("due", ["", "soon", "nan", "inf", "+inf", str(LATEST_US + 1), "1e300"])
+def test_an_unusable_due_time_is_refused(store: Store, contents: Callable[[], Contents], due: str) -> None:
+    """What is no time, or none that a score can hold, is refused; the good jobs beside it are not stored either."""
+    keys = [store.keys.index, store.keys.topics, *store.keys.of_topic("q")]
+    good = [1, "good", NOW + 1, 0, "", b"body"]
+    args = ["", NOW, "error", "0", 1, "q", QUEUE.dumps(), *good, 1, "bad", due, 0, "", b"body"]
+
+    with pytest.raises(DelayQError, match="put: job 2"):
+        script("put")(store.client, keys, args)
+
+    assert contents() == {}
+
+
+def test_the_latest_time_is_kept_exactly(store: Store) -> None:
+    """The last microsecond that is accepted comes back as it was given."""
+    store.put([Put("q", "a", b"", LATEST_US)], {"q": QUEUE}, now_us=NOW)
+
+    assert int(store.client.zscore(store.keys.schedule("q"), "a")) == LATEST_US
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 499_999, 999_999])
+def test_microseconds_are_exact(store: Store, offset: int) -> None:
+    """A due time keeps every digit on its way through Lua."""
+    put(store, job("a", offset))
+
+    assert NOW + offset == int(store.client.zscore(store.keys.schedule("q"), "a"))
+
+
+def test_the_store_refuses_an_empty_id_and_unclear_times() -> None:
+    """Before anything is sent: no id, no time, or two times."""
+    for arguments in ({"id": "", "at_us": 1}, {"id": "a"}, {"id": "a", "at_us": 1, "in_us": 1}):
+        with pytest.raises(ValueError, match="id must not be empty|either"):
+            Put("q", body=b"", **arguments)
+    with pytest.raises(ValueError, match="2255"):
+        Put("q", "a", b"", at_us=LATEST_US + 1)
+
+
+def test_a_new_delivery_takes_the_place_of_the_old(store: Store) -> None:
+    """When a producer's priority steps change, the next put tells the dispatchers."""
+    put(store, job("a"))
+    store.put([job("b")], {"q": Delivery.plain("elsewhere")}, now_us=NOW)
+
+    assert Delivery.plain("elsewhere") == store.tick(now_us=NOW + 1).due[0][1]

@@ -1,0 +1,72 @@
+"""tick.lua: what is due, and when to look again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from celery_delayq.delivery import Delivery
+from celery_delayq.errors import DelayQError
+from celery_delayq.store import Store, Tick
+
+from .conftest import NOW, QUEUE, Contents, job, put
+
+
+def test_an_empty_store_has_nothing_to_say(store: Store, contents: Callable[[], Contents]) -> None:
+    """Nothing waits: no topic, no time, no key created."""
+    assert Tick(NOW, None, ()) == store.tick(now_us=NOW)
+    assert contents() == {}
+
+
+def test_due_topics_come_with_their_delivery_the_longest_overdue_first(store: Store) -> None:
+    """One call tells a dispatcher all that it needs for its pass."""
+    put(store, job("x", 9, topic="r"), job("a", 5), job("y", 70, topic="s"))
+
+    tick = store.tick(now_us=NOW + 9)
+
+    assert Tick(NOW + 9, NOW + 70, (("q", QUEUE), ("r", Delivery.plain("r")))) == tick
+
+
+def test_it_names_as_many_topics_as_were_asked_for(store: Store) -> None:
+    """With thousands of due topics a pass stays bounded, and the next one is due at once."""
+    put(store, *(job("a", number, topic=f"t{number}") for number in range(30)))
+
+    tick = store.tick(10, now_us=NOW + 100)
+
+    assert [f"t{number}" for number in range(10)] == [topic for topic, _ in tick.due]
+    assert tick.next_us == NOW + 10
+
+
+def test_redis_clock_is_the_clock(store: Store) -> None:
+    """Without a time of the caller's, Redis's own counts."""
+    seconds, micros = store.client.time()
+
+    assert 0 <= store.tick().now_us - (seconds * 1_000_000 + micros) < 5_000_000
+
+
+def test_a_topic_whose_delivery_is_lost_is_named_all_the_same(store: Store) -> None:
+    """What an eviction or a hand took away does not strand the jobs."""
+    put(store, job("a"))
+    store.client.delete(store.keys.topics)
+
+    assert store.tick(now_us=NOW + 1).due == (("q", None),)
+
+
+def test_tick_changes_nothing(store: Store, contents: Callable[[], Contents]) -> None:
+    """Looking is free."""
+    put(store, job("a"), job("b", 90))
+    before = contents()
+
+    store.tick(now_us=NOW + 50)
+
+    assert before == contents()
+
+
+@pytest.mark.parametrize("key", ["index", "topics"])
+def test_tick_refuses_a_foreign_key(store: Store, key: str) -> None:
+    """The error names the key and the way out."""
+    store.client.set(f"delayq:{{0}}:{key}", "somebody else's")
+
+    with pytest.raises(DelayQError, match="delayq_prefix"):
+        store.tick()
