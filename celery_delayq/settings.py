@@ -83,8 +83,12 @@ class Settings:
             ImproperlyConfigured: an unknown setting or an unusable value.
         """
         known = {f"{PREFIX}{f.name}": f for f in fields(cls)}
+        # Celery looks CELERY_DELAYQ_… up as delayq_…, but lists it by its full name.
+        namespace = str(getattr(conf, "prefix", None) or "").lower()
         values = {}
-        for key in {str(key).lower() for key in conf if str(key).lower().startswith(PREFIX)}:
+        for key in {str(key).lower().removeprefix(namespace) for key in conf}:
+            if not key.startswith(PREFIX):
+                continue
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
                 raise ImproperlyConfigured(f"unknown setting {key}; did you mean {near}?")
