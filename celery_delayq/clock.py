@@ -49,7 +49,7 @@ def checked_due_us(moment: datetime) -> int:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether *value* is a real number of any library; True and False are none."""
-    return isinstance(value, Real) and value is not True and value is not False
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def moment_of(when: object) -> datetime:

@@ -42,7 +42,7 @@ def contents(store: Store) -> Callable[[], Contents]:
     """Everything in the database, key -> value."""
 
     def read() -> Contents:
-        return {key: value_of(store.client, key) for key in store.client.keys()}
+        return {key: value_of(store.client, key) for key in store.client.scan_iter()}
 
     return read
 
