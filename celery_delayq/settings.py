@@ -83,10 +83,12 @@ class Settings:
             ImproperlyConfigured: an unknown setting or an unusable value.
         """
         known = {f"{PREFIX}{f.name}": f for f in fields(cls)}
-        # Celery looks CELERY_DELAYQ_… up as delayq_…, but lists it by its full name.
+        # Celery looks CELERY_DELAYQ_… up as delayq_…, but lists it by its full name; and it knows its namespace only
+        # once it has loaded the configuration, which the listing makes it do.
+        listed = [str(key).lower() for key in conf]
         namespace = str(getattr(conf, "prefix", None) or "").lower()
         values = {}
-        for key in {str(key).lower().removeprefix(namespace) for key in conf}:
+        for key in {name.removeprefix(namespace) for name in listed}:
             if not key.startswith(PREFIX):
                 continue
             if key not in known:
