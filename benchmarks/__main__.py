@@ -1,0 +1,55 @@
+"""``python -m benchmarks``: run all, or those that are named, and print a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from . import burst, duplicates, lateness, memory, publish, scaling, storage
+from .conditions import Conditions, newest_server
+from .report import Row, table
+
+BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
+    "publish": publish.run,
+    "burst": burst.run,
+    "scaling": scaling.run,
+    "storage": storage.run,
+    "duplicates": duplicates.run,
+    "memory": memory.run,
+    "lateness": lateness.run,
+}
+
+
+def main() -> int:
+    """Run; the exit code says whether every target was met."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="a short run with rough figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument("--redis", metavar="PROGRAM", help="the server to start; else the newest that is found")
+    chosen = parser.parse_args()
+    unknown = set(chosen.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+
+    conditions = Conditions(chosen.redis or newest_server(), chosen.quick)
+    rows: list[Row] = []
+    for name in chosen.names or BENCHMARKS:
+        print(f"{name} …", end="", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        rows += BENCHMARKS[name](conditions)
+        print(f" {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+    print(f"{conditions}\n\n{table(rows)}")
+    if chosen.json:
+        document = {"conditions": str(conditions), "rows": [row.as_json() for row in rows]}
+        chosen.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0 if all(row.met is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
