@@ -6,6 +6,7 @@ ACL users, credential providers, sockets and database numbers need no settings o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,9 @@ from .store import Store
 
 #: One store for each of Kombu's connection pools: making a Redis client costs more than a put.
 _stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
+
+#: The deliveries that a channel has been asked for, by queue.
+_deliveries: WeakKeyDictionary[Channel, dict[str, Delivery]] = WeakKeyDictionary()
 
 
 def is_redis(channel: object) -> bool:
@@ -55,11 +59,26 @@ def queues_of(channel: VirtualChannel, exchange: str, routing_key: str) -> list[
 
 def delivery_of(channel: Channel, queue: str) -> Delivery:
     """Where Kombu's consumers pop the messages of *queue*."""
-    steps = tuple(channel.priority_steps)
-    lists = tuple(f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in steps)
     # x-expires: kombu 5.7 keeps it here, by queue; earlier ones have no queues that expire.
-    expires: dict[str, int] = getattr(channel, "_expires", None) or {}
-    return Delivery(steps, lists, expires.get(queue))
+    expires_ms: int | None = (getattr(channel, "_expires", None) or {}).get(queue)
+    known = _deliveries.setdefault(channel, {})
+    delivery = known.get(queue)
+    if delivery is None or delivery.expires_ms != expires_ms:
+        steps = tuple(channel.priority_steps)
+        lists = tuple(f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in steps)
+        delivery = known[queue] = Delivery(steps, lists, expires_ms)
+    return delivery
+
+
+def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
+    """Declare what a message needs and this connection has not declared yet.
+
+    Kombu's ``maybe_declare`` says the same of a known entity, after binding a copy of it.
+    """
+    known = channel.connection.client.declared_entities if channel.connection else ()
+    for entity in entities:
+        if not entity.can_cache_declaration or hash(entity) not in known:
+            producer.maybe_declare(entity)
 
 
 def envelope(

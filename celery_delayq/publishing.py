@@ -270,8 +270,7 @@ class _Delaying:
         if not broker.is_redis(channel):
             self._joint.refuse(channel, self._wish)
             return stock()
-        for entity in declare or ():
-            self.maybe_declare(entity)  # type: ignore[attr-defined]  # of the producer
+        broker.declare(self, channel, declare or ())
         retried = self._made is not None
         if self._made is None:
             queues = broker.queues_of(channel, exchange, routing_key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 import redis
 
@@ -15,7 +16,7 @@ from .clock import LATEST_US
 from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
 from .keys import Keys
-from .scripts import Value, script
+from .scripts import Prepared, Value, script
 
 
 class OnConflict(str, Enum):
@@ -112,6 +113,18 @@ class Store:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self.client = client
         self.keys = keys
+        self._put = lru_cache(maxsize=256)(self._prepare_put)
+
+    def _prepare_put(
+        self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict, retried: bool, now_us: int | None
+    ) -> Prepared:
+        """What all puts to the same topics have in common."""
+        keys = [self.keys.index, self.keys.topics]
+        args: list[Value] = [self.keys.wake, _now(now_us), on_conflict.value, "1" if retried else "0", len(ways)]
+        for topic, delivery in ways:
+            keys += self.keys.of_topic(topic)
+            args += topic, delivery.dumps()
+        return Prepared(script("put"), keys, args)
 
     def put(
         self,
@@ -135,15 +148,12 @@ class Store:
             AlreadyScheduled: a job of that id waits and *on_conflict* is ``ERROR``. Nothing was written.
         """
         topics = {topic: number for number, topic in enumerate(dict.fromkeys(job.topic for job in jobs), start=1)}
-        keys = [self.keys.index, self.keys.topics]
-        args: list[Value] = [self.keys.wake, _now(now_us), on_conflict.value, "1" if retried else "0", len(topics)]
-        for topic in topics:
-            keys += self.keys.of_topic(topic)
-            args += topic, deliveries[topic].dumps()
+        ways = tuple((topic, deliveries[topic]) for topic in topics)
+        args: list[Value] = []
         for job in jobs:
             limit = "" if job.max_wait_us is None else job.max_wait_us
             args += topics[job.topic], job.id, job.due, job.step, limit, job.body
-        word, detail = script("put")(self.client, keys, args)
+        word, detail = self._put(ways, on_conflict, retried, now_us)(self.client, args)
         if word == b"EXISTS":
             raise AlreadyScheduled(detail.decode(errors="replace"))
         return int(detail)

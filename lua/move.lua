@@ -26,6 +26,9 @@ local channel, now, topic, id = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local due, if_due = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local function slot(schedule, ties, due)
+  if redis.call('ZCOUNT', schedule, due, due + 999) == 0 then
+    return due
+  end
   local mark = string.format('%.0f', due)
   local last = redis.call('ZSCORE', ties, mark)
   if not last and redis.call('ZCOUNT', schedule, due, due) == 0 then

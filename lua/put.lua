@@ -38,8 +38,12 @@ local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score h
 local channel, now, on_conflict, retried = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local topic_count = tonumber(ARGV[5])
 local first_job = 6 + 2 * topic_count
+local is_batch = #ARGV > first_job + 5
 
 local function slot(schedule, ties, due)
+  if redis.call('ZCOUNT', schedule, due, due + 999) == 0 then
+    return due
+  end
   local mark = string.format('%.0f', due)
   local last = redis.call('ZSCORE', ties, mark)
   if not last and redis.call('ZCOUNT', schedule, due, due) == 0 then
@@ -50,99 +54,125 @@ local function slot(schedule, ties, due)
   return score
 end
 
-local types = {'zset', 'hash'}
-for _ = 1, topic_count do
-  for _, expected in ipairs({'zset', 'hash', 'zset', 'hash', 'hash'}) do
-    types[#types + 1] = expected
-  end
-end
-for position, expected in ipairs(types) do
-  local found = redis.call('TYPE', KEYS[position]).ok
-  if found ~= expected and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
-  end
+local function head(schedule)
+  return tonumber(redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')[2] or nil)
 end
 
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000000 + time[2]
-end
+-- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
+-- of types: what will be written is read here, and a foreign type raises.
+local heads, deliveries, jobs, seen, index_head = {}, {}, {}, {}, nil
 
--- First read and judge everything, then write: what fails here has changed nothing.
-local jobs = {}
-local seen = {}
-for position = first_job, #ARGV, 6 do
-  local topic, id, due = tonumber(ARGV[position]), ARGV[position + 1], tonumber(ARGV[position + 2])
-  local max_wait = tonumber(ARGV[position + 4])
-  if not topic or topic < 1 or topic > topic_count or id == '' or not due or due ~= due then
-    return redis.error_reply('BADARG job ' .. (position - first_job) / 6 + 1 .. ': needs a topic, an id and a due time')
+local function judge()
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000000 + time[2]
   end
-  local base = 5 * (topic - 1)
-  if string.byte(ARGV[position + 2]) == 43 then -- '+': from now
-    due = now + due
+  index_head = head(KEYS[1])
+  for topic = 1, topic_count do
+    local base = 5 * (topic - 1)
+    heads[topic] = head(KEYS[base + 3])
+    deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[4 + 2 * topic])
+    redis.call('ZCARD', KEYS[base + 5])
   end
-  local key = topic .. ':' .. id
-  local held = redis.call('HGET', KEYS[base + 4], id) or seen[key]
-  local store = true
-  if held then
-    if (retried and held == ARGV[position + 5]) or on_conflict == 'keep' then
-      store = false
-    elseif on_conflict == 'error' then
+  for position = first_job, #ARGV, 6 do
+    local topic, id, text, step = tonumber(ARGV[position]), ARGV[position + 1], ARGV[position + 2], ARGV[position + 3]
+    local due, max_wait, body = tonumber(text), tonumber(ARGV[position + 4]), ARGV[position + 5]
+    if not topic or topic < 1 or topic > topic_count or id == '' or not due or due ~= due or not body then
+      return {err = 'BADARG job ' .. (position - first_job) / 6 + 1 .. ': needs a topic, an id, a due time and a body'}
+    end
+    if string.byte(text) == 43 then -- '+': from now
+      due = now + due
+    end
+    local base = 5 * (topic - 1)
+    local held = redis.call('HGET', KEYS[base + 4], id)
+    if is_batch then
+      local key = topic .. ':' .. id
+      held = held or seen[key]
+      seen[key] = body
+    end
+    local kept = held and (on_conflict == 'keep' or (retried and held == body))
+    if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
     end
-  end
-  local first
-  if max_wait then
-    first = held and tonumber(redis.call('HGET', KEYS[base + 7], id) or nil) or now
-    due = math.min(due, first + max_wait)
-  end
-  due = math.max(due, now)
-  if due > LATEST - 999 then
-    return redis.error_reply('BADARG job ' .. (position - first_job) / 6 + 1 .. ': due after the year 2255')
-  end
-  if store then
-    seen[key] = ARGV[position + 5]
-    jobs[#jobs + 1] = {base, id, due, ARGV[position + 3], first, ARGV[position + 5], held}
+    if held or step ~= '0' then
+      redis.call('HEXISTS', KEYS[base + 6], id)
+    end
+    local first
+    if held or max_wait then
+      first = tonumber(redis.call('HGET', KEYS[base + 7], id) or nil)
+    end
+    if max_wait then
+      first = first or now
+      due = math.min(due, first + max_wait)
+    end
+    due = math.max(due, now)
+    if due > LATEST - 999 then
+      return {err = 'BADARG job ' .. (position - first_job) / 6 + 1 .. ': due after the year 2255'}
+    end
+    if not kept then
+      jobs[#jobs + 1] = {topic, id, due, step, max_wait and first, body, held}
+    end
   end
 end
-local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+
+local judged, verdict = pcall(judge)
+if verdict and judged then
+  return verdict
+elseif not judged then
+  local kinds = {'zset', 'hash', 'zset', 'hash', 'hash'}
+  for position, key in ipairs(KEYS) do
+    local expected = position == 1 and 'zset' or position == 2 and 'hash' or kinds[(position - 3) % 5 + 1]
+    local found = redis.call('TYPE', key).ok
+    if found ~= expected and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
+    end
+  end
+  return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
+end
 
 -- HSET comes first: a full Redis refuses it, while nothing is written yet.
+local changed = {} -- topic -> due of its earliest job now, where that may have changed
 for _, job in ipairs(jobs) do
-  local base, id, due, step, first, body, held = unpack(job, 1, 7)
+  local topic, id, due, step, first, body, held = unpack(job, 1, 7)
+  local base = 5 * (topic - 1)
   redis.call('HSET', KEYS[base + 4], id, body)
   if held then
     redis.call('ZREM', KEYS[base + 3], id)
     redis.call('HDEL', KEYS[base + 6], id)
     redis.call('HDEL', KEYS[base + 7], id)
   end
-  redis.call('ZADD', KEYS[base + 3], slot(KEYS[base + 3], KEYS[base + 5], due), id)
+  local score = slot(KEYS[base + 3], KEYS[base + 5], due)
+  redis.call('ZADD', KEYS[base + 3], score, id)
   if step ~= '0' then
     redis.call('HSET', KEYS[base + 6], id, step)
   end
   if first then
     redis.call('HSET', KEYS[base + 7], id, first)
   end
+  if held then
+    heads[topic] = head(KEYS[base + 3])
+    changed[topic] = heads[topic]
+  elseif not heads[topic] or score < heads[topic] or not index_head then
+    heads[topic] = math.min(heads[topic] or score, score)
+    changed[topic] = heads[topic]
+  end
 end
 
 local earliest
+for topic, due in pairs(changed) do
+  redis.call('ZADD', KEYS[1], due, ARGV[4 + 2 * topic])
+  earliest = math.min(earliest or due, due)
+end
 if #jobs > 0 then
   for topic = 1, topic_count do
-    local name, delivery = ARGV[4 + 2 * topic], ARGV[5 + 2 * topic]
-    local next = redis.call('ZRANGE', KEYS[5 * topic - 2], 0, 0, 'WITHSCORES')
-    if next[2] then
-      local due = tonumber(next[2])
-      redis.call('ZADD', KEYS[1], due, name)
-      if redis.call('HGET', KEYS[2], name) ~= delivery then
-        redis.call('HSET', KEYS[2], name, delivery)
-      end
-      earliest = math.min(earliest or due, due)
+    if deliveries[topic] ~= ARGV[5 + 2 * topic] then
+      redis.call('HSET', KEYS[2], ARGV[4 + 2 * topic], ARGV[5 + 2 * topic])
     end
   end
 end
 
 -- pcall: where an ACL forbids the channel, dispatchers poll.
-if earliest and channel ~= '' and (not head[2] or earliest < tonumber(head[2])) then
+if earliest and channel ~= '' and (not index_head or earliest < index_head) then
   redis.pcall('PUBLISH', channel, string.format('%.0f', earliest))
 end
 return {'OK', #jobs}

@@ -49,13 +49,15 @@ def store(server: RedisServer) -> Iterator[Store]:
 
 @pytest.fixture
 def make_app(server: RedisServer) -> Iterator[Callable[..., Celery]]:
-    """Makes Celery apps with a DelayQ, on the test's own server: ``make_app(task_serializer="yaml", …)``."""
+    """Makes Celery apps with a DelayQ, on the test's own server: ``make_app(task_serializer="yaml", …)``.
+
+    Without a result backend: what Celery keeps of one outlives the server.
+    """
     apps: list[Celery] = []
 
     def make(cls: type[Celery] = Celery, *, joined: bool = True, **conf: object) -> Celery:
         app = cls(f"test-{len(apps)}", set_as_current=False)
         app.conf.broker_url = server.url()
-        app.conf.result_backend = server.url(1)
         app.conf.update(conf)
         if joined:
             DelayQ(app)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -31,7 +30,7 @@ class LiveView:
         self._live.update(_drawn(progress), refresh=True)
 
 
-def _drawn(progress: Progress) -> RenderableType:
+def _drawn(progress: Progress) -> Table:
     counts = {
         "waiting in Redis": (progress.waiting, "yellow"),
         "handed over": (progress.ready, "magenta"),
@@ -45,7 +44,9 @@ def _drawn(progress: Progress) -> RenderableType:
         table.add_row(name, str(count), Text("█" * _cells(count, progress.expected), style=colour))
     p50, largest = percentile(progress.latenesses_ms, 0.5), percentile(progress.latenesses_ms, 1)
     late = "nothing was due yet" if p50 is None else f"p50 {p50:.1f} ms, max {largest:.1f} ms"
-    return Group(table, Text.assemble(("lateness so far", "bold"), f"   {late}"), f"[dim]{progress.seconds:4.1f} s[/]")
+    table.add_row("lateness so far", "", late)
+    table.add_row("time", f"{progress.seconds:.1f} s")
+    return table
 
 
 def _cells(count: int, whole: int) -> int:

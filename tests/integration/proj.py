@@ -1,0 +1,63 @@
+"""The app that the workers of these tests run. What it should know arrives in environment variables (``worker.py``).
+
+Each run of a task is one line of a ledger, a plain file: it is there whatever happens to Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from celery import Celery, Task
+
+from celery_delayq import DelayQ, scheduled_for
+
+app = Celery("proj", broker=os.environ["PROJ_BROKER"])
+app.conf.update(json.loads(os.environ["PROJ_CONF"]))
+if os.environ["PROJ_JOINED"] == "1":
+    DelayQ(app)
+
+
+def note(task: Task, value: Any) -> None:
+    """Write down that *task* ran: one line, appended in one system call."""
+    request = task.request
+    due = scheduled_for(request)
+    line = {
+        "task": task.name,
+        "id": request.id,
+        "value": value,
+        "at": time.time(),
+        "due": due and due.timestamp(),
+        "queue": request.delivery_info["routing_key"],
+        "retries": request.retries,
+        "pid": os.getpid(),
+        "message": repr({**vars(request), "callbacks": None, "errbacks": None}),
+    }
+    ledger = os.open(os.environ["PROJ_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(ledger, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(ledger)
+
+
+@app.task(bind=True, name="record")
+def record(self: Task, value: Any = None) -> None:
+    note(self, value)
+
+
+@app.task(bind=True, name="retry", max_retries=1)
+def retry(self: Task, countdown: float) -> None:
+    """Run twice: the second time after *countdown*."""
+    note(self, countdown)
+    if self.request.retries == 0:
+        raise self.retry(countdown=countdown)
+
+
+@app.task(bind=True, name="block")
+def block(self: Task, seconds: float) -> None:
+    """Keep the pool busy; two lines, one at each end."""
+    note(self, "begin")
+    time.sleep(seconds)
+    note(self, "end")
