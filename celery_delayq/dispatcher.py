@@ -32,6 +32,9 @@ STOP_CHECK = 0.2
 #: Pauses (s) after a lost connection: the first, and the longest.
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 2.0
 
+#: What a Redis that cannot be reached makes of a call.
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
+
 #: Seconds for which a topic is left alone after Redis refused to dispatch it, as when its ready list is no list.
 REFUSED_PAUSE = 5.0
 
@@ -140,12 +143,15 @@ class Dispatcher:
             except Exception as error:  # the thread must outlive whatever Redis, DNS or Sentinel comes up with
                 self.counts.errors += 1
                 text = f"{type(error).__name__}: {error}"
-                if text != trouble:
+                # One outage says many things, "reset by peer", then "refused"; a wrong password is something else.
+                away = isinstance(error, UNREACHABLE) and not isinstance(error, redis.AuthenticationError)
+                kind = "unreachable" if away else text
+                if kind != trouble:
                     known = isinstance(error, (redis.RedisError, OSError))
                     logger.warning(
                         "delayq dispatcher: %s; trying again, tasks wait safely meanwhile", text, exc_info=not known
                     )
-                trouble = text
+                trouble = kind
                 self._stopping.wait(pause)
                 pause = min(pause * 2, BACKOFF_LAST)
 
