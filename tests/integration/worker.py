@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import redis
 from celery import Celery
 
 from celery_delayq import DelayQ
@@ -49,6 +50,11 @@ def newest_redis(options: Sequence[str] = ()) -> Iterator[RedisServer]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("no Redis server")
     with RedisServer(programs[-1], options) as server:
         yield server
+
+
+def handed_over(client: redis.Redis, queue: str) -> Counter[str]:
+    """How often each task id is on the ready list of a queue that nobody consumes."""
+    return Counter(json.loads(message)["headers"]["id"] for message in client.lrange(queue, 0, -1))
 
 
 class Ledger:
@@ -191,10 +197,8 @@ class Worker:
 
     def kill(self) -> None:
         """End it and all of its children, at once."""
-        try:
+        with suppress(ProcessLookupError):  # it and they are gone already
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it and they are gone already
         self.process.wait()
 
     def __enter__(self) -> Worker:
