@@ -47,9 +47,9 @@ def make_app(broker_url: str, records_url: str, *, delayq: bool, conf: dict[str,
     # Not shared: else the tasks of the app that is made first would serve all apps of this process.
     @app.task(name="benchmarks.stamp", shared=False)  # type: ignore[untyped-decorator]
     def stamp(due: float) -> None:
-        """Record how late (s) this task starts."""
+        """Record when this task was due and when it started."""
         started = time.time()
-        _records(records_url, os.getpid()).rpush(RECORDS, repr(started - due))
+        _records(records_url, os.getpid()).rpush(RECORDS, f"{due!r} {started!r}")
 
     @app.task(name="benchmarks.mark", shared=False)  # type: ignore[untyped-decorator]
     def mark(number: int) -> None:

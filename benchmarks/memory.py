@@ -23,8 +23,7 @@ def run(conditions: Conditions) -> list[Row]:
     native_tasks, our_tasks = (2_000, 20_000) if conditions.quick else (20_000, 200_000)
     with conditions.server() as server:
         native, ours = Bench(server, 0, delayq=False), Bench(server, 1, delayq=True)
-        native_before, native_after = _native(native, native_tasks)
-        native_unacked = int(native.broker.hlen("unacked"))
+        native_before, native_after, native_unacked = _native(native, native_tasks)
         ours_before, ours_after, ours_unacked = _ours(ours, our_tasks)
     growth = (ours_after - ours_before) / MEGABYTE
     native_growth = (native_after - native_before) / MEGABYTE
@@ -50,7 +49,7 @@ def run(conditions: Conditions) -> list[Row]:
     ]
 
 
-def _native(bench: Bench, tasks: int) -> tuple[int, int]:
+def _native(bench: Bench, tasks: int) -> tuple[int, int, int]:
     with bench.worker("-P", "prefork", "-c", "2") as worker:
         time.sleep(SETTLE)
         before = worker.rss()
@@ -58,7 +57,7 @@ def _native(bench: Bench, tasks: int) -> tuple[int, int]:
             bench.task("mark").apply_async((number,), countdown=24 * 3600)
         wait_until(lambda: bool(bench.broker.hlen("unacked") >= tasks), "native worker takes all tasks")
         time.sleep(SETTLE)
-        return before, worker.rss()
+        return before, worker.rss(), int(bench.broker.hlen("unacked"))
 
 
 def _ours(bench: Bench, tasks: int) -> tuple[int, int, int]:
