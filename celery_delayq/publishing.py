@@ -128,6 +128,8 @@ class Publishing:
 
     def send(self, stock: Callable[..., Any], producer: Any, name: str, message: Any, **options: Any) -> Any:
         """Stand in for ``amqp.send_task_message``: the same call, with a producer that puts what is delayed."""
+        if isinstance(producer, _Delaying):  # somebody has wrapped our function and put it in place of Celery's
+            return stock(producer, name, message, **options)
         on_conflict, max_wait_us, explicit = read_options(options, self._app._tasks.get(name))
         headers = message[0]
         if not isinstance(producer, Producer) or not headers or not headers.get("task"):
@@ -169,21 +171,22 @@ class Publishing:
             self._warned = True
             logger.warning("%s: delayed tasks of this app go the stock way", text)
 
-    def put(self, channel: Any, jobs: list[Put], wish: Wish, retried: bool) -> None:
-        """Store *jobs*.
+    def unroutable(self, exchange: str, routing_key: str, wish: Wish, task_id: str) -> None:
+        """No queue is bound: Kombu will drop the message. Say so; to who asked for us by name, as an error."""
+        text = f"no queue is bound to exchange {exchange!r} for routing key {routing_key!r}"
+        if wish.explicit:
+            raise ImproperlyConfigured(f"{text}: start a worker that consumes one, or name it with queue=")
+        logger.warning("%s: task %s is dropped, as Kombu drops it", text, shortened(task_id))
 
-        Raises:
-            AlreadyScheduled: by *wish*.
-            OperationalError: Redis is full.
+    def put(self, channel: Any, jobs: list[Put], wish: Wish) -> None:
+        """Store *jobs*; raises what :meth:`~celery_delayq.store.Store.put` does.
+
+        "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish,
+        sent again by Kombu or by redis-py.
         """
         store = broker.store_of(channel, self._settings().prefix)
         deliveries = {job.topic: broker.delivery_of(channel, job.topic) for job in jobs}
-        try:
-            store.put(jobs, deliveries, wish.on_conflict, retried=retried)
-        except OutOfMemoryError as error:
-            raise OperationalError(
-                f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain"
-            ) from error
+        store.put(jobs, deliveries, wish.on_conflict, retried=True)
 
 
 def read_eta(eta: object) -> datetime:
@@ -270,43 +273,41 @@ class _Delaying:
         if not broker.is_redis(channel):
             self._joint.refuse(channel, self._wish)
             return stock()
-        broker.declare(self, channel, declare or ())
-        retried = self._made is not None
-        if self._made is None:
-            queues = broker.queues_of(channel, exchange, routing_key)
-            if queues is None:
-                return stock()
-            if not queues:
-                logger.warning(
-                    "no queue is bound to exchange %r for routing key %r: task %s is dropped, as Kombu drops it",
+        try:
+            broker.declare(self, channel, declare or ())
+            if self._made is None:
+                queues = broker.queues_of(channel, exchange, routing_key)
+                if not queues:
+                    if queues is not None:  # bound to nothing; None would be a broadcast
+                        self._joint.unroutable(exchange, routing_key, self._wish, headers["id"])
+                    return stock()
+                when, asked_us = due
+                reply_to = properties.get("reply_to")
+                message, step = broker.envelope(
+                    channel,
+                    body,
+                    priority,
+                    content_type,
+                    content_encoding,
+                    {**headers, "eta": None},
+                    {
+                        **properties,
+                        "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
+                        DUE_PROPERTY: asked_us,
+                    },
                     exchange,
                     routing_key,
-                    headers.get("id"),
                 )
-                return stock()
-            # Once, not again for each retry: a put that finds these very bytes knows itself.
-            when, asked_us = due
-            reply_to = properties.get("reply_to")
-            message, step = broker.envelope(
-                channel,
-                body,
-                priority,
-                content_type,
-                content_encoding,
-                {**headers, "eta": None},
-                {
-                    **properties,
-                    "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
-                    DUE_PROPERTY: asked_us,
-                },
-                exchange,
-                routing_key,
-            )
-            self._made = [
-                Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **when)
-                for queue in queues
-            ]
-        self._joint.put(channel, self._made, self._wish, retried)
+                # Made once, not again for each retry: a put that finds these very bytes knows itself.
+                self._made = [
+                    Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **when)
+                    for queue in queues
+                ]
+            self._joint.put(channel, self._made, self._wish)
+        except OutOfMemoryError as error:
+            raise OperationalError(
+                f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain"
+            ) from error
         return None
 
 

@@ -1,0 +1,41 @@
+"""Keys: all in one shard's slot, none in another's place."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_delayq.delivery import Delivery
+from celery_delayq.keys import Keys
+
+
+@given(st.text(), st.text())
+def test_topics_never_meet(one: str, other: str) -> None:
+    """Whatever their names hold, the keys of two topics differ, and so do the five of one."""
+    keys = Keys("delayq")
+    mine, theirs = keys.of_topic(one), keys.of_topic(other)
+
+    assert len({*mine, keys.index, keys.topics}) == 7
+    assert one == other or not set(mine) & set(theirs)
+
+
+def test_every_key_has_prefixes_and_hash_tag() -> None:
+    """global_keyprefix first, then ours, then the shard's tag."""
+    keys = Keys("mine", "shop.", database=3, shard=2)
+
+    everything = [keys.index, keys.topics, *keys.of_topic("q"), keys.wake]
+    assert all(key.startswith("shop.mine:{2}:") for key in everything)
+    assert keys.ready("q") == "shop.q"
+
+
+def test_channels_differ_by_database() -> None:
+    """Redis's channels know no databases."""
+    assert Keys("delayq", database=0).wake != Keys("delayq", database=1).wake
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.text()), min_size=1), st.one_of(st.none(), st.integers(1, 10**12)))
+def test_a_delivery_comes_back(lists: list[tuple[int, str]], expires_ms: int | None) -> None:
+    """What a put stores is what a dispatcher reads."""
+    delivery = Delivery(tuple(step for step, _ in lists), tuple(key for _, key in lists), expires_ms)
+
+    assert Delivery.loads(delivery.dumps().encode()) == delivery
