@@ -20,7 +20,9 @@ import redis
 from celery import Celery
 
 from celery_delayq import DelayQ
+from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer, servers
+from celery_delayq.store import Put
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,6 +129,27 @@ class Project:
     def __exit__(self, *exc_info: object) -> None:
         self.app.close()
         self.folder.cleanup()
+
+
+def put_many(project: Project, queue: str, dues_us: Sequence[int]) -> list[str]:
+    """Schedule copies of one ``record`` task, due at those times, much faster than Celery builds messages.
+
+    Returns:
+        Their ids, in that order.
+    """
+    store = project.app.delayq.connect()
+    template_id = project.send(queue=queue, countdown=86_400)
+    template = store.client.hget(store.keys.jobs(queue), template_id)
+    store.delete(queue, [template_id])
+    jobs = []
+    for number, due_us in enumerate(dues_us):
+        task_id = f"{template_id}-{number}"
+        message = json.loads(template.replace(template_id.encode(), task_id.encode()))
+        message["properties"]["delayq_due"] = due_us
+        jobs.append(Put(queue, task_id, json.dumps(message).encode(), at_us=due_us))
+    for start in range(0, len(jobs), 1_000):
+        store.put(jobs[start : start + 1_000], {queue: Delivery.plain(queue)})
+    return [str(job.id) for job in jobs]
 
 
 class Worker:
