@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 
 import redis
 from redis.exceptions import NoPermissionError
@@ -19,7 +19,7 @@ from redis.exceptions import NoPermissionError
 from .clock import SECOND_US
 from .delivery import Delivery
 from .errors import DelayQError
-from .store import Store
+from .store import Dispatched, Store, Upcoming
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ CALL_BUDGET = 0.025
 
 #: How long (s) a wait on the socket may last before it looks whether it should stop. Costs Redis nothing.
 STOP_CHECK = 0.2
+
+#: A wait on a socket ends up to 1 ms late: its timeout is rounded up to milliseconds. The last of it (s) is slept.
+FINE = 0.002
 
 #: Pauses (s) after a lost connection: the first, and the longest.
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 2.0
@@ -51,21 +54,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When to look again, by the local monotonic clock.
+    """When to look again.
 
     Attributes:
         at: that moment (s, monotonic).
-        seen: when Redis's clock was read (s, monotonic).
-        seen_us: what it said (us). Only the distance between two readings matters, so clocks need not agree.
+        next: what is due then; None if we only poll.
     """
 
     at: float
-    seen: float
-    seen_us: int
-
-    def no_later_than(self, due_us: int) -> Deadline:
-        at = self.seen + (due_us - self.seen_us) / SECOND_US
-        return self if self.at <= at else Deadline(at, self.seen, self.seen_us)
+    next: Upcoming | None
 
 
 @dataclass(frozen=True)
@@ -157,14 +154,10 @@ class Dispatcher:
 
     def _serve(self, store: Store, waker: _Waker) -> None:
         while not self._stopping.is_set():
-            deadline = self._look(store)
-            while not self._stopping.is_set():
-                remaining = deadline.at - monotonic()
-                if remaining <= 0:
-                    break
-                woken_us = waker.wait(min(remaining, STOP_CHECK))
-                if woken_us is not None:
-                    deadline = deadline.no_later_than(woken_us)
+            deadline: Deadline | None = self._look(store)
+            while deadline is not None and not waker.wait_until(deadline.at):
+                # Nobody spoke, so it is time, and for what we know: no need to ask again what is due.
+                deadline = self._hand_over(store, deadline.next) if deadline.next else None
 
     def _look(self, store: Store) -> Deadline:
         """Dispatch until nothing is due, and say when to look again."""
@@ -177,37 +170,59 @@ class Dispatcher:
         """One pass: one batch of each topic that is due, so that a burst on one delays no other."""
         tick = store.tick(now_us=now_us)
         seen = monotonic()
-        deadline = Deadline(seen + self._max_poll_interval, seen, tick.now_us)
-        if tick.next_us is not None:
-            deadline = deadline.no_later_than(tick.next_us)
         moved = orphans = tried = 0
-        for topic, known in tick.due:
+        for upcoming in tick.due:
             if self._stopping.is_set():
                 break
-            if self._refused.get(topic, 0.0) > seen:
-                continue
-            started = monotonic()
-            delivery = known or Delivery.plain(store.keys.ready(topic))
-            try:
-                done = store.dispatch(topic, delivery, self._batch_limit, self._position, now_us=now_us)
-            except DelayQError as error:  # this topic's keys only; the others must go on
-                self.counts.errors += 1
-                self._refused[topic] = seen + REFUSED_PAUSE
-                logger.error("delayq dispatcher: the tasks of queue %r wait: %s", topic, error)
-                continue
-            self._refused.pop(topic, None)
-            self._adapt(monotonic() - started, done.moved)
-            tried += 1
-            moved += done.moved
-            orphans += done.orphans
-            if done.orphans:
-                logger.warning("delayq dispatcher: %d ids of %r had no body and were dropped", done.orphans, topic)
+            if self._refused.get(upcoming.topic, 0.0) <= seen:
+                done = self._dispatch(store, upcoming, now_us=now_us)
+                if done is not None:
+                    tried += 1
+                    moved += done.moved
+                    orphans += done.orphans
         self.counts.passes += 1
-        self.counts.moved += moved
-        self.counts.orphans += orphans
         if moved:
             logger.debug("delayq dispatcher: moved %d tasks of %d queues", moved, tried)
-        return Pass(moved, orphans, tried > 0, deadline)
+        return Pass(moved, orphans, tried > 0, self._deadline(seen, tick.now_us, tick.next))
+
+    def _hand_over(self, store: Store, upcoming: Upcoming) -> Deadline | None:
+        """Dispatch what we have waited for. None: more is due, look at all."""
+        self.counts.passes += 1
+        done = self._dispatch(store, upcoming)
+        if done is None or done.left or (done.next and done.next.due_us <= done.now_us):
+            return None
+        return self._deadline(monotonic(), done.now_us, done.next)
+
+    def _dispatch(self, store: Store, upcoming: Upcoming, *, now_us: int | None = None) -> Dispatched | None:
+        """One batch of one topic. None: Redis refuses this topic, and only this; the others must go on."""
+        topic = upcoming.topic
+        delivery = upcoming.delivery or Delivery.plain(store.keys.ready(topic))
+        started = monotonic()
+        try:
+            done = store.dispatch(topic, delivery, self._batch_limit, self._position, now_us=now_us)
+        except DelayQError as error:
+            self.counts.errors += 1
+            self._refused[topic] = started + REFUSED_PAUSE
+            logger.error("delayq dispatcher: the tasks of queue %r wait: %s", topic, error)
+            return None
+        self._refused.pop(topic, None)
+        self._adapt(monotonic() - started, done.moved)
+        self.counts.moved += done.moved
+        self.counts.orphans += done.orphans
+        if done.orphans:
+            logger.warning("delayq dispatcher: %d ids of %r had no body and were dropped", done.orphans, topic)
+        return done
+
+    def _deadline(self, seen: float, now_us: int, upcoming: Upcoming | None) -> Deadline:
+        """When to look again, if Redis's clock was *now_us* at *seen* (s, monotonic).
+
+        Only the distance between two readings of Redis's clock counts, so ours need not agree with it.
+        """
+        poll = seen + self._max_poll_interval
+        if upcoming is None or upcoming.due_us <= now_us:  # due already, and yet left: refused for now
+            return Deadline(poll, None)
+        due = seen + (upcoming.due_us - now_us) / SECOND_US
+        return Deadline(due, upcoming) if due <= poll else Deadline(poll, None)
 
     def _adapt(self, took: float, moved: int) -> None:
         """Halve the batch after a slow call; double it, up to what was set, after a full and quick one."""
@@ -251,10 +266,20 @@ class _Waker:
     def __exit__(self, *exc_info: object) -> None:
         self._pubsub.close()
 
-    def wait(self, timeout: float) -> int | None:
-        """Sleep until woken, *timeout* seconds at most. Returns the due time (us) that we are woken for, if any."""
+    def wait_until(self, at: float) -> bool:
+        """Sleep until *at* (s, monotonic), or until the dispatcher is to stop. True: woken by a put."""
+        while (remaining := at - monotonic()) > 0 and not self._stopping.is_set():
+            if remaining < FINE:
+                sleep(remaining)
+            elif self._hears(min(remaining - FINE / 2, STOP_CHECK)):
+                return True
+        return False
+
+    def _hears(self, timeout: float) -> bool:
         if self._forbidden:
             self._stopping.wait(timeout)
-            return None
-        message = self._pubsub.get_message(timeout=timeout)
-        return int(message["data"]) if message else None
+            return False
+        heard = self._pubsub.get_message(timeout=timeout) is not None
+        while heard and self._pubsub.get_message() is not None:
+            pass  # several puts, one look
+        return heard

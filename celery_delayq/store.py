@@ -76,12 +76,35 @@ class Moved(Enum):
 
 
 @dataclass(frozen=True)
+class Upcoming:
+    """The topic that is due next: when (us), which, and where its jobs go (None if that is not known)."""
+
+    due_us: int
+    topic: str
+    delivery: Delivery | None
+
+    @classmethod
+    def read(cls, due_us: int, topic: bytes, delivery: bytes) -> Upcoming | None:
+        """From a script's reply; None if nothing waits."""
+        return None if due_us < 0 else cls(due_us, topic.decode(), Delivery.loads(delivery) if delivery else None)
+
+
+@dataclass(frozen=True)
 class Dispatched:
-    """What one dispatch did: jobs moved, ids dropped for want of a body, and whether more of the topic is due."""
+    """What one dispatch did.
+
+    Attributes:
+        moved, orphans: jobs handed over; ids dropped for want of a body.
+        left: whether more of the topic is due.
+        now_us: Redis's clock.
+        next: what is due next, of all topics.
+    """
 
     moved: int
     orphans: int
     left: bool
+    now_us: int
+    next: Upcoming | None
 
 
 @dataclass(frozen=True)
@@ -90,13 +113,13 @@ class Tick:
 
     Attributes:
         now_us: Redis's clock.
-        next_us: when the first topic that is not named here becomes due; None if nothing else waits.
-        due: topics with due jobs, the longest overdue first, and where their jobs go (None if that is not known).
+        next: the first topic that is not due yet, or not named here.
+        due: the topics that are due, the longest overdue first.
     """
 
     now_us: int
-    next_us: int | None
-    due: tuple[tuple[str, Delivery | None], ...]
+    next: Upcoming | None
+    due: tuple[Upcoming, ...]
 
 
 def _now(now_us: int | None) -> Value:
@@ -196,15 +219,12 @@ class Store:
         keys = [self.keys.index, self.keys.topics, *self.keys.of_topic(topic), *delivery.lists]
         expires = "" if delivery.expires_ms is None else delivery.expires_ms
         args = [_now(now_us), topic, limit, position, expires, *delivery.steps]
-        moved, orphans, left = script("dispatch")(self.client, keys, args)
-        return Dispatched(moved, orphans, bool(left))
+        moved, orphans, left, now, *upcoming = script("dispatch")(self.client, keys, args)
+        return Dispatched(moved, orphans, bool(left), now, Upcoming.read(*upcoming))
 
     def tick(self, limit: int = 100, *, now_us: int | None = None) -> Tick:
         """Say which topics have due jobs, *limit* at most, and when to look again."""
-        now, next_us, *due = script("tick")(self.client, [self.keys.index, self.keys.topics], [_now(now_us), limit])
-        pairs = zip(due[::2], due[1::2], strict=True)
-        return Tick(
-            now,
-            None if next_us < 0 else next_us,
-            tuple((topic.decode(), Delivery.loads(text) if text else None) for topic, text in pairs),
-        )
+        args = [_now(now_us), limit]
+        now, next_us, topic, delivery, *due = script("tick")(self.client, [self.keys.index, self.keys.topics], args)
+        found = [Upcoming.read(now, *pair) for pair in zip(due[::2], due[1::2], strict=True)]
+        return Tick(now, Upcoming.read(next_us, topic, delivery), tuple(one for one in found if one))

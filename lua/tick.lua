@@ -6,10 +6,11 @@
 -- ARGV[1]  now     us since the epoch; '' for Redis's own clock
 -- ARGV[2]  limit   topics to name at most
 --
--- Returns  {now, next, topic, delivery, ...}   now (us); next: when the first of the others becomes due (us), -1 if
---                                              none waits; then the due topics, the longest overdue first, with the
---                                              delivery of each ('' if it is not known)
---          error WRONGTYPE                     a key holds something else
+-- Returns  {now, next, topic, delivery, ...}
+--                            now (us); when the first topic that is not due becomes due (us), which that is, and its
+--                            delivery: -1, '' and '' if none waits; then the topics that are due, the longest
+--                            overdue first, each with its delivery ('' where it is not known)
+--          error WRONGTYPE   a key holds something else
 --
 -- Cost     O(log t + m), t = topics, m = topics that are due
 
@@ -29,7 +30,7 @@ end
 
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, limit)
 local next = redis.call('ZRANGE', KEYS[1], #due, #due, 'WITHSCORES')
-local reply = {now, tonumber(next[2] or -1)}
+local reply = {now, tonumber(next[2] or -1), next[1] or '', next[1] and redis.call('HGET', KEYS[2], next[1]) or ''}
 for _, topic in ipairs(due) do
   reply[#reply + 1] = topic
   reply[#reply + 1] = redis.call('HGET', KEYS[2], topic) or ''

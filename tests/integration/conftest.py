@@ -73,8 +73,9 @@ class Inside:
         """Move everything that waits, whenever it is due."""
         moved = 0
         late = 2**53 - 1
-        for topic, delivery in self.store.tick(now_us=late).due:
-            moved += self.store.dispatch(topic, delivery or Delivery.plain(topic), 1000, now_us=late).moved
+        for due in self.store.tick(now_us=late).due:
+            delivery = due.delivery or Delivery.plain(due.topic)
+            moved += self.store.dispatch(due.topic, delivery, 1000, now_us=late).moved
         return moved
 
 

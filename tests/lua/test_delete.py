@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from celery_delayq.errors import DelayQError
-from celery_delayq.store import Store
+from celery_delayq.store import Store, Upcoming
 
 from .conftest import NOW, QUEUE, Contents, job, put, waiting
 
@@ -35,7 +35,7 @@ def test_delete_moves_the_index_on(store: Store) -> None:
 
     store.delete("q", ["a"])
 
-    assert store.tick(now_us=NOW).next_us == NOW + 9
+    assert store.tick(now_us=NOW).next == Upcoming(NOW + 9, "q", QUEUE)
 
 
 def test_a_job_is_either_deleted_or_dispatched(store: Store) -> None:

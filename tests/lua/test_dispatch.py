@@ -9,7 +9,7 @@ import pytest
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import DelayQError
 from celery_delayq.scripts import script
-from celery_delayq.store import Dispatched, Store
+from celery_delayq.store import Dispatched, Store, Upcoming
 
 from .conftest import NOW, QUEUE, Contents, job, put, waiting
 
@@ -19,14 +19,30 @@ def popped(store: Store, key: str = "q") -> list[bytes]:
     return store.client.lrange(key, 0, -1)[::-1]
 
 
+def outcome(done: Dispatched) -> tuple[int, int, bool]:
+    """Moved, orphans, whether more is due."""
+    return done.moved, done.orphans, done.left
+
+
+def test_it_says_what_is_due_next(store: Store) -> None:
+    """Of all topics, with the way to its queue: a dispatcher need not ask again. Nothing, if nothing waits."""
+    put(store, job("a", 1), job("b", 90), job("x", 50, topic="r"))
+
+    done = store.dispatch("q", QUEUE, 10, now_us=NOW + 3)
+    assert (done.now_us, done.next) == (NOW + 3, Upcoming(NOW + 50, "r", Delivery.plain("r")))
+    done = store.dispatch("r", Delivery.plain("r"), 10, now_us=NOW + 60)
+    assert done.next == Upcoming(NOW + 90, "q", QUEUE)
+    assert store.dispatch("q", QUEUE, 10, now_us=NOW + 90).next is None
+
+
 def test_only_what_is_due_leaves_and_in_order(store: Store) -> None:
     """Due jobs move to the ready list, the earliest first; the others stay."""
     put(store, job("b", 2), job("a", 1), job("c", 3), job("d", 4))
 
-    assert Dispatched(3, 0, False) == store.dispatch("q", QUEUE, 10, now_us=NOW + 3)
+    assert outcome(store.dispatch("q", QUEUE, 10, now_us=NOW + 3)) == (3, 0, False)
     assert popped(store) == [b"body of a", b"body of b", b"body of c"]
     assert waiting(store) == {b"d": 4}
-    assert store.tick(now_us=NOW + 3).next_us == NOW + 4
+    assert store.tick(now_us=NOW + 3).next == Upcoming(NOW + 4, "q", QUEUE)
 
 
 def test_nothing_is_left_behind(store: Store, contents: Callable[[], Contents]) -> None:
@@ -42,11 +58,11 @@ def test_nothing_is_handed_over_before_it_is_due(store: Store) -> None:
     """One microsecond too early is too early."""
     put(store, job("a", 5))
 
-    assert Dispatched(0, 0, False) == store.dispatch("q", QUEUE, 10, now_us=NOW + 4)
-    assert Dispatched(1, 0, False) == store.dispatch("q", QUEUE, 10, now_us=NOW + 5)
+    assert outcome(store.dispatch("q", QUEUE, 10, now_us=NOW + 4)) == (0, 0, False)
+    assert outcome(store.dispatch("q", QUEUE, 10, now_us=NOW + 5)) == (1, 0, False)
 
 
-@pytest.mark.parametrize("limit", [1, 499, 500, 501, 1000, 1700])
+@pytest.mark.parametrize("limit", [1, 99, 100, 101, 1000, 1700])
 def test_a_call_moves_no_more_than_its_limit(store: Store, limit: int) -> None:
     """A backlog goes in bounded batches, in order, and each says whether more is due."""
     ids = [f"{number:04}" for number in range(1700)]
@@ -66,7 +82,7 @@ def test_large_bodies_make_smaller_batches(store: Store) -> None:
     body = b"x" * 20_000
     put(store, *(job(f"{number:04}", 1, body=body) for number in range(1200)))
 
-    assert Dispatched(500, 0, True) == store.dispatch("q", QUEUE, 1200, now_us=NOW + 2000)
+    assert outcome(store.dispatch("q", QUEUE, 1200, now_us=NOW + 2000)) == (500, 0, True)
 
 
 def test_front_goes_before_what_is_ready_already(store: Store) -> None:
@@ -119,7 +135,7 @@ def test_an_id_without_a_body_is_dropped_and_counted(store: Store, contents: Cal
     put(store, job("a", 1), job("gone", 2), job("b", 3))
     store.client.hdel(store.keys.jobs("q"), "gone")
 
-    assert Dispatched(2, 1, False) == store.dispatch("q", QUEUE, 10, now_us=NOW + 3)
+    assert outcome(store.dispatch("q", QUEUE, 10, now_us=NOW + 3)) == (2, 1, False)
     assert contents() == {b"q": [b"body of b", b"body of a"]}
 
 
@@ -128,7 +144,7 @@ def test_nothing_but_orphans(store: Store, contents: Callable[[], Contents]) -> 
     put(store, *(job(f"{number}") for number in range(700)))
     store.client.delete(store.keys.jobs("q"))
 
-    assert Dispatched(0, 700, False) == store.dispatch("q", QUEUE, 1000, now_us=NOW + 1000)
+    assert outcome(store.dispatch("q", QUEUE, 1000, now_us=NOW + 1000)) == (0, 700, False)
     assert contents() == {}
 
 
@@ -137,7 +153,7 @@ def test_a_full_redis_still_drains(store: Store) -> None:
     put(store, *(job(f"{number:03}") for number in range(700)))
     store.client.config_set("maxmemory", "1")
     try:
-        assert Dispatched(700, 0, False) == store.dispatch("q", QUEUE, 1000, now_us=NOW + 1000)
+        assert outcome(store.dispatch("q", QUEUE, 1000, now_us=NOW + 1000)) == (700, 0, False)
     finally:
         store.client.config_set("maxmemory", "0")
     assert store.client.llen("q") == 700
@@ -179,7 +195,7 @@ def test_unusable_arguments_move_nothing(
 
 def test_an_unknown_topic_moves_nothing(store: Store, contents: Callable[[], Contents]) -> None:
     """Somebody else was faster: no error, nothing created."""
-    assert Dispatched(0, 0, False) == store.dispatch("q", QUEUE, 10, now_us=NOW)
+    assert outcome(store.dispatch("q", QUEUE, 10, now_us=NOW)) == (0, 0, False)
     assert contents() == {}
 
 

@@ -285,4 +285,4 @@ def test_a_new_delivery_takes_the_place_of_the_old(store: Store) -> None:
     put(store, job("a"))
     store.put([job("b")], {"q": Delivery.plain("elsewhere")}, now_us=NOW)
 
-    assert Delivery.plain("elsewhere") == store.tick(now_us=NOW + 1).due[0][1]
+    assert Delivery.plain("elsewhere") == store.tick(now_us=NOW + 1).due[0].delivery

@@ -8,14 +8,14 @@ import pytest
 
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import DelayQError
-from celery_delayq.store import Store, Tick
+from celery_delayq.store import Store, Tick, Upcoming
 
 from .conftest import NOW, QUEUE, Contents, job, put
 
 
 def test_an_empty_store_has_nothing_to_say(store: Store, contents: Callable[[], Contents]) -> None:
     """Nothing waits: no topic, no time, no key created."""
-    assert Tick(NOW, None, ()) == store.tick(now_us=NOW)
+    assert store.tick(now_us=NOW) == Tick(NOW, None, ())
     assert contents() == {}
 
 
@@ -25,7 +25,8 @@ def test_due_topics_come_with_their_delivery_the_longest_overdue_first(store: St
 
     tick = store.tick(now_us=NOW + 9)
 
-    assert Tick(NOW + 9, NOW + 70, (("q", QUEUE), ("r", Delivery.plain("r")))) == tick
+    due = (Upcoming(NOW + 9, "q", QUEUE), Upcoming(NOW + 9, "r", Delivery.plain("r")))
+    assert tick == Tick(NOW + 9, Upcoming(NOW + 70, "s", Delivery.plain("s")), due)
 
 
 def test_it_names_as_many_topics_as_were_asked_for(store: Store) -> None:
@@ -34,8 +35,8 @@ def test_it_names_as_many_topics_as_were_asked_for(store: Store) -> None:
 
     tick = store.tick(10, now_us=NOW + 100)
 
-    assert [f"t{number}" for number in range(10)] == [topic for topic, _ in tick.due]
-    assert tick.next_us == NOW + 10
+    assert [f"t{number}" for number in range(10)] == [one.topic for one in tick.due]
+    assert tick.next == Upcoming(NOW + 10, "t10", Delivery.plain("t10"))
 
 
 def test_redis_clock_is_the_clock(store: Store) -> None:
@@ -50,7 +51,8 @@ def test_a_topic_whose_delivery_is_lost_is_named_all_the_same(store: Store) -> N
     put(store, job("a"))
     store.client.delete(store.keys.topics)
 
-    assert store.tick(now_us=NOW + 1).due == (("q", None),)
+    assert [one.delivery for one in store.tick(now_us=NOW + 1).due] == [None]
+    assert store.tick(now_us=NOW).next == Upcoming(NOW + 1, "q", None)
 
 
 def test_tick_changes_nothing(store: Store, contents: Callable[[], Contents]) -> None:
