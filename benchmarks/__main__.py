@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def main() -> int:
     for name in chosen.names or BENCHMARKS:
         print(f"{name} …", end="", file=sys.stderr, flush=True)
         started = time.monotonic()
-        rows += BENCHMARKS[name](conditions)
+        try:
+            rows += BENCHMARKS[name](conditions)
+        except Exception as error:  # noqa: BLE001  # the others' figures must not be lost with it
+            traceback.print_exc()
+            rows.append(Row(name, "FAILED", f"{type(error).__name__}: {error}", "", met=False))
         print(f" {time.monotonic() - started:.0f} s", file=sys.stderr)
 
     print(f"{conditions}\n\n{table(rows)}")

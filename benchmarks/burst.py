@@ -63,7 +63,7 @@ def _bare_seconds(backlog: Backlog, client: redis.Redis, count: int) -> float:
 
 
 def run(conditions: Conditions) -> list[Row]:
-    count, rounds = (20_000, 3) if conditions.quick else (100_000, 7)
+    count, rounds = (20_000, 3) if conditions.quick else (100_000, 5)
     taken: list[tuple[float, float]] = []
     with conditions.server() as server:
         bench = Bench(server, 0, delayq=True)
