@@ -91,6 +91,27 @@ def test_flushed_scripts_are_loaded_again(server: RedisServer) -> None:
         assert changes(worker) == ["ready"]
 
 
+def test_a_master_that_was_demoted_is_asked_again(own_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """While Redis is a read-only replica, due tasks wait; when it takes writes again they are handed over, once."""
+    with Project(own_server.url()) as project, own_server.client() as client:
+        caplog.set_level("INFO", "celery_delayq")
+        dispatcher = project.app.delayq.dispatcher()
+        dispatcher.start()
+        try:
+            task_ids = [project.send(countdown=0.5, queue="other") for _ in range(10)]
+            client.replicaof("127.0.0.1", "1")
+            wait_for(lambda: "trying again" in caplog.text, "it was refused")
+            assert client.llen("other") == 0
+            client.replicaof("NO", "ONE")
+            wait_for(lambda: client.llen("other") == len(task_ids), "all are handed over")
+            wait_for(lambda: "working again" in caplog.text, "it says so")
+        finally:
+            dispatcher.stop()
+
+        assert handed_over(client, "other") == dict.fromkeys(task_ids, 1)
+        assert caplog.text.count("trying again") == 1
+
+
 def test_a_worker_started_without_redis_begins_when_it_comes(lasting_server: RedisServer) -> None:
     """The order of starting does not matter: a worker without Redis says so once, and dispatches once it is there."""
     server = lasting_server
