@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from celery import Celery, chain, chord, group, signals
 from celery.beat import Scheduler
@@ -186,8 +187,12 @@ def test_chord_and_its_polling(make_app: Callable[..., Celery], inside: Inside, 
 
     chord([add.s(1, 1), add.s(2, 2)], add.si(0, 0)).apply_async(countdown=60)
 
-    names = sorted(job.message["headers"]["task"] for job in inside.waiting())
-    assert names == ["add", "add", "celery.chord_unlock"]
+    waiting = [job.message["headers"]["task"] for job in inside.waiting()]
+    ready = [message["headers"]["task"] for message in inside.ready()]
+    assert sorted(waiting + ready) == ["add", "add", "celery.chord_unlock"]
+    assert "celery.chord_unlock" in waiting
+    if celery.VERSION >= (5, 7):  # before, a chord's countdown did not reach its header
+        assert not ready
 
 
 def test_retry_keeps_the_id_and_leaks_nothing(
