@@ -109,7 +109,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_a_user_with_few_rights(own_server: RedisServer) -> None:
-    """A user of the ACL who may do what Kombu and the README's list need, and nothing dangerous."""
+    """A user of the ACL who may do what Kombu and we need, and nothing dangerous."""
     with own_server.client() as redis:
         redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", "&*", *RIGHTS)
     url = f"redis://app:secret@127.0.0.1:{own_server.port}/0"

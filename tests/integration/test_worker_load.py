@@ -44,10 +44,10 @@ def test_children_that_live_for_one_task(server: RedisServer) -> None:
     """With ``max_tasks_per_child=1`` every task costs a fork, while the dispatcher's thread works: none hangs."""
     with (
         Project(server.url(1)) as project,
-        project.worker("--max-tasks-per-child=1", pool="prefork", concurrency=6) as worker,
+        project.worker("--max-tasks-per-child=1", pool="prefork", concurrency=8) as worker,
     ):
         worker.await_ready()
-        task_ids = [project.send(countdown=0.5 + number * 0.01) for number in range(300)]
+        task_ids = [project.send(countdown=0.5 + number * 0.005) for number in range(200)]
 
         project.ledger.wait_for(task_ids, timeout=120)
 
