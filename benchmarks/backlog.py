@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from celery_delayq import broker
 from celery_delayq.clock import SECOND_US
 from celery_delayq.delivery import Delivery
 from celery_delayq.store import Put, Store
@@ -37,8 +36,6 @@ class Backlog:
     def __init__(self, bench: Bench) -> None:
         assert bench.app.delayq is not None, "native Celery has no store"
         self.store = bench.app.delayq.connect()
-        with bench.app.connection_for_write() as connection:
-            self.delivery = broker.delivery_of(connection.channel(), QUEUE)
         self._id = str(uuid.uuid4()).encode()
         self._body = self._sample(bench)
 
@@ -47,6 +44,7 @@ class Backlog:
         keys = self.store.keys
         bench.task("stamp").apply_async((0.0,), countdown=3600, task_id=self._id.decode())
         held: Any = self.store.client.hget(keys.jobs(QUEUE), self._id)
+        self.delivery = Delivery.loads(self.store.client.hget(keys.topics, QUEUE) or b"")
         self.store.delete(QUEUE, [self._id])
         message = json.loads(held)
         del message["properties"]["reply_to"]

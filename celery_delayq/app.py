@@ -46,7 +46,13 @@ class DelayQ:
             self.init_app(app)
 
     def init_app(self, app: Celery) -> None:
-        """Install into *app*. A second time, or a second DelayQ on the same app, changes nothing more."""
+        """Install into *app*. A second time, or a second DelayQ on the same app, changes nothing more.
+
+        Raises:
+            ImproperlyConfigured: this DelayQ serves another app.
+        """
+        if getattr(self, "app", app) is not app:
+            raise ImproperlyConfigured(f"this DelayQ serves {self.app!r}; make another DelayQ for {app!r}")
         self.app = app
         if getattr(app, "delayq", None) is None:
             app.delayq = self

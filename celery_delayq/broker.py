@@ -6,7 +6,8 @@ ACL users, credential providers, sockets and database numbers need no settings o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,13 +18,19 @@ from kombu.utils.json import dumps
 
 from .delivery import Delivery
 from .keys import Keys
-from .store import Store
+from .store import OnConflict, Put, Store
 
-#: One store for each of Kombu's connection pools: making a Redis client costs more than a put.
-_stores: WeakKeyDictionary[Any, Store] = WeakKeyDictionary()
 
-#: The deliveries that a channel has been asked for, by queue.
-_deliveries: WeakKeyDictionary[Channel, dict[str, Delivery]] = WeakKeyDictionary()
+@dataclass
+class _Link:
+    """What we know of a channel: its store (making a Redis client costs more than a put), and its deliveries."""
+
+    store: Store
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
+
+
+#: Weak, and no value refers to its channel: a closed channel takes its link along.
+_links: WeakKeyDictionary[Channel, _Link] = WeakKeyDictionary()
 
 
 def is_redis(channel: object) -> bool:
@@ -36,16 +43,17 @@ def reads_redis(connection: Any) -> bool:
     return issubclass(connection.get_transport_cls(), Transport)
 
 
-def store_of(channel: Channel, prefix: str) -> Store:
-    """The store in the channel's own Redis database, under *prefix*, on the channel's connections."""
+def _link(channel: Channel, prefix: str) -> _Link:
+    """Ours to the channel's own Redis database, under *prefix*, on the channel's connections."""
     pool = channel.pool
-    store = _stores.get(pool)
-    if store is None or store.keys.prefix != prefix:
+    link = _links.get(channel)
+    # After a fork, and after a lost connection, the channel has another pool.
+    if link is None or link.store.client.connection_pool is not pool or link.store.keys.prefix != prefix:
         # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
         client = redis.Redis(connection_pool=pool)
         database = int(pool.connection_kwargs.get("db") or 0)
-        store = _stores[pool] = Store(client, Keys(prefix, channel.global_keyprefix, database))
-    return store
+        link = _links[channel] = _Link(Store(client, Keys(prefix, channel.global_keyprefix, database)))
+    return link
 
 
 def queues_of(channel: VirtualChannel, exchange: str, routing_key: str) -> list[str] | None:
@@ -57,17 +65,27 @@ def queues_of(channel: VirtualChannel, exchange: str, routing_key: str) -> list[
     return [queue for queue in channel._lookup(exchange, routing_key) if queue]
 
 
-def delivery_of(channel: Channel, queue: str) -> Delivery:
+def _delivery(channel: Channel, link: _Link, queue: str) -> Delivery:
     """Where Kombu's consumers pop the messages of *queue*."""
     # x-expires: kombu 5.7 keeps it here, by queue; earlier ones have no queues that expire.
     expires_ms: int | None = (getattr(channel, "_expires", None) or {}).get(queue)
-    known = _deliveries.setdefault(channel, {})
-    delivery = known.get(queue)
+    delivery = link.deliveries.get(queue)
     if delivery is None or delivery.expires_ms != expires_ms:
         steps = tuple(channel.priority_steps)
         lists = tuple(f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in steps)
-        delivery = known[queue] = Delivery(steps, lists, expires_ms)
+        delivery = link.deliveries[queue] = Delivery(steps, lists, expires_ms)
     return delivery
+
+
+def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict) -> None:
+    """Store *jobs* of this channel's queues; raises what :meth:`~celery_delayq.store.Store.put` does.
+
+    "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish, sent
+    again by Kombu or by redis-py.
+    """
+    link = _link(channel, prefix)
+    deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
+    link.store.put(jobs, deliveries, on_conflict, retried=True)
 
 
 def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
@@ -100,7 +118,7 @@ def envelope(
 
 
 def connect(connection: Any, prefix: str) -> Store:
-    """Open a store on connections of its own: *connection*, a Kombu connection, is not shared.
+    """Open a store on connections of its own: *connection*, a Kombu connection, is not shared, and closed with it.
 
     Tries each of the broker's alternative URLs once, without a pause (Kombu's own is 2 seconds, in which nobody could
     stop us); raises whatever the last of them raised.
@@ -111,4 +129,6 @@ def connect(connection: Any, prefix: str) -> Store:
         interval_step=0,
         reraise_as_library_errors=False,
     )
-    return store_of(connection.channel(), prefix)
+    shared = _link(connection.channel(), prefix).store
+    # The connection also keeps the channel, which forgets its sockets in the children of a fork.
+    return Store(shared.client, shared.keys, owner=connection)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from time import monotonic, sleep
 
@@ -127,8 +128,7 @@ class Dispatcher:
         pause = BACKOFF_FIRST
         while not self._stopping.is_set():
             try:
-                store = self._connect()
-                with _Waker(store, self._stopping) as waker:
+                with closing(self._connect()) as store, _Waker(store, self._stopping) as waker:
                     self._look(store)
                     if trouble is not None:
                         logger.info("delayq dispatcher: working again")

@@ -116,6 +116,11 @@ class Publishing:
         elif not isinstance(self._app.amqp_cls, JoinedAMQP):
             self._app.amqp_cls = JoinedAMQP(self._app.amqp_cls)
 
+    @property
+    def prefix(self) -> str:
+        """The setting ``delayq_prefix``."""
+        return self._settings().prefix
+
     def create(self, stock: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Stand in for ``amqp.create_task_message``: keep the countdown, which the message itself forgets."""
         message = stock(*args, **options)
@@ -177,16 +182,6 @@ class Publishing:
         if wish.explicit:
             raise ImproperlyConfigured(f"{text}: start a worker that consumes one, or name it with queue=")
         logger.warning("%s: task %s is dropped, as Kombu drops it", text, shortened(task_id))
-
-    def put(self, channel: Any, jobs: list[Put], wish: Wish) -> None:
-        """Store *jobs*; raises what :meth:`~celery_delayq.store.Store.put` does.
-
-        "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish,
-        sent again by Kombu or by redis-py.
-        """
-        store = broker.store_of(channel, self._settings().prefix)
-        deliveries = {job.topic: broker.delivery_of(channel, job.topic) for job in jobs}
-        store.put(jobs, deliveries, wish.on_conflict, retried=True)
 
 
 def read_eta(eta: object) -> datetime:
@@ -303,7 +298,7 @@ class _Delaying:
                     Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **when)
                     for queue in queues
                 ]
-            self._joint.put(channel, self._made, self._wish)
+            broker.put(channel, self._joint.prefix, self._made, self._wish.on_conflict)
         except OutOfMemoryError as error:
             raise OperationalError(
                 f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain"

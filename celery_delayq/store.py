@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Protocol
 
 import redis
 
@@ -17,6 +18,12 @@ from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
 from .keys import Keys
 from .scripts import Prepared, Value, script
+
+
+class Closable(Protocol):
+    """Whatever has connections."""
+
+    def close(self) -> None: ...
 
 
 class OnConflict(str, Enum):
@@ -133,10 +140,16 @@ class Store:
     cannot be reached, :class:`~celery_delayq.errors.DelayQError` when one of our keys holds something else.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, owner: Closable | None = None) -> None:
+        """Use *client*; *owner* is what its connections belong to, and is closed with the store."""
         self.client = client
         self.keys = keys
+        self._owner = owner or client
         self._put = lru_cache(maxsize=256)(self._prepare_put)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._owner.close()
 
     def _prepare_put(
         self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict, retried: bool, now_us: int | None

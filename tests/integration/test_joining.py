@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import threading
@@ -13,7 +14,7 @@ from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Producer
 
-from celery_delayq import DelayQ, ImproperlyConfigured
+from celery_delayq import DelayQ, ImproperlyConfigured, broker
 from celery_delayq.embedded import RedisServer
 
 from .conftest import Inside
@@ -91,6 +92,26 @@ def test_init_app(make_app: Callable[..., Celery], inside: Inside) -> None:
     delayq.apply_delayed("add", 60)
 
     assert len(inside.waiting()) == 1
+
+
+def test_one_app_each(make_app: Callable[..., Celery]) -> None:
+    """A DelayQ reads one app's settings: a second app needs its own, and is told so."""
+    delayq = make_app().delayq
+
+    with pytest.raises(ImproperlyConfigured, match="make another DelayQ"):
+        delayq.init_app(make_app(joined=False))
+
+
+def test_a_closed_channel_is_forgotten(app: Celery, inside: Inside) -> None:
+    """Reconnecting again and again leaves no clients behind."""
+    for _ in range(5):
+        with app.connection_for_write() as connection:
+            app.send_task("add", countdown=60, connection=connection)
+    del connection
+    gc.collect()
+
+    assert len(broker._links) <= 1
+    assert len(inside.waiting()) == 5
 
 
 def test_an_amqp_and_a_producer_of_ones_own(make_app: Callable[..., Celery], inside: Inside, server: Any) -> None:
