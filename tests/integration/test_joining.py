@@ -104,13 +104,15 @@ def test_one_app_each(make_app: Callable[..., Celery]) -> None:
 
 def test_a_closed_channel_is_forgotten(app: Celery, inside: Inside) -> None:
     """Reconnecting again and again leaves no clients behind."""
+    gc.collect()
+    before = len(broker._links)
     for _ in range(5):
         with app.connection_for_write() as connection:
             app.send_task("add", countdown=60, connection=connection)
     del connection
     gc.collect()
 
-    assert len(broker._links) <= 1
+    assert len(broker._links) <= before
     assert len(inside.waiting()) == 5
 
 
