@@ -1,0 +1,172 @@
+"""The examples do what their READMEs say: the very commands that stand there, in a copy of the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from celery_delayq.embedded import RedisServer
+from celery_delayq.keys import Keys
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TIMEOUT = 120.0
+
+
+class Example:
+    """A copy of one example, beside a Redis of its own."""
+
+    def __init__(self, name: str, folder: Path, server: RedisServer) -> None:
+        self.folder = folder / name
+        shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("__pycache__", "celerybeat*"))
+        self.readme = (self.folder / "README.md").read_text()
+        self._server = server
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_")}
+        # `celery` and `python` are those that run this test, as in a virtual environment that is active.
+        self._environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self._environment |= {"BROKER_URL": server.url(), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def blocks(self, language: str) -> list[str]:
+        return re.findall(rf"^```{language}\n(.*?)^```$", self.readme, flags=re.MULTILINE | re.DOTALL)
+
+    @property
+    def commands(self) -> list[list[str]]:
+        return [shlex.split(line) for block in self.blocks("sh") for line in block.splitlines()]
+
+    def run(self, command: list[str]) -> str:
+        """Run *command* to its end; returns what it prints."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    @contextmanager
+    def worker(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker in the background; killed with its children if the block does not end it."""
+        with (self.folder / "worker.log").open("wb") as log:
+            worker = subprocess.Popen(
+                command, cwd=self.folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                yield worker
+            finally:
+                if worker.poll() is None:
+                    os.killpg(worker.pid, signal.SIGKILL)
+                    worker.wait()
+
+    def worker_log(self) -> str:
+        return (self.folder / "worker.log").read_text()
+
+    @contextmanager
+    def queues_waited_for(self) -> Iterator[set[str]]:
+        """Fills a set, by the end of the block, with the queues whose tasks have waited in Redis meanwhile."""
+        keys = Keys("delayq")
+        queues: set[str] = set()
+        with self._server.client() as client, client.pubsub(ignore_subscribe_messages=True) as notices:
+            # Redis tells each change of a sorted set: none is missed, however short it lasts.
+            client.config_set("notify-keyspace-events", "Kz")
+            notices.psubscribe("__keyspace@0__:*")
+            notices.get_message(timeout=5)
+            yield queues
+            while (notice := notices.get_message(timeout=0.2)) is not None:
+                key = notice["channel"].decode().partition(":")[2]
+                queues |= {queue for queue in ("celery", "mail", "payments") if key == keys.schedule(queue)}
+
+    def assert_nothing_waits(self) -> None:
+        keys = Keys("delayq")
+        with self._server.client() as client:
+            assert client.zcard(keys.index) == 0
+            assert client.hlen("unacked") == 0
+
+    def play(self, await_in_log: str = "") -> tuple[str, dict[str, int]]:
+        """Worker, program, statistics: the README's three commands, and Ctrl-C.
+
+        Returns what the program prints, and what the worker says of its dispatcher.
+        """
+        start, send, inspect = self.commands
+        with self.worker(start) as worker:
+            printed = self.run(send)
+            deadline = monotonic() + TIMEOUT
+            while await_in_log not in self.worker_log():
+                assert monotonic() < deadline, self.worker_log()
+                sleep(0.05)  # between two looks; nothing depends on how long
+            (stats,) = json.loads(self.run(inspect)).values()
+            os.killpg(worker.pid, signal.SIGINT)
+            exit_code = worker.wait(TIMEOUT)
+            assert exit_code in {0, 1}, self.worker_log()  # Celery exits with 1 after Ctrl-C
+            assert "Warm shutdown" in self.worker_log()
+        return printed, stats.get("delayq", {})
+
+
+def shape(text: str) -> str:
+    """*text* without what differs each time: how late something was."""
+    return re.sub(r"\d+\.\d ms", "N ms", text)
+
+
+def test_quickstart(own_server: RedisServer, tmp_path: Path) -> None:
+    """Its three commands print what its README shows; the greetings wait in Redis, and none is left."""
+    example = Example("quickstart", tmp_path, own_server)
+    with example.queues_waited_for() as queues:
+        printed, dispatcher = example.play()
+    assert shape(printed) == shape(example.blocks("text")[0])
+    assert queues == {"celery"}
+    assert (dispatcher["moved"], dispatcher["errors"]) == (3, 0)
+    example.assert_nothing_waits()
+
+
+def test_existing_app(own_server: RedisServer, tmp_path: Path) -> None:
+    """Chain, retry, eta, beat and routes work; whatever they delay waits in Redis, queue by queue."""
+    example = Example("existing_app", tmp_path, own_server)
+    with example.queues_waited_for() as queues:
+        printed, dispatcher = example.play(await_in_log="dropped the carts that were left")
+    assert printed == example.blocks("text")[0]
+    assert queues == {"celery", "mail", "payments"}
+    # The chain's start, the retry, the mail, and beat's clean-up at least once.
+    assert dispatcher["moved"] >= 4
+
+
+@pytest.mark.parametrize("name", ["existing_app"])
+def test_the_diff_is_all_there_is(name: str, own_server: RedisServer, tmp_path: Path) -> None:
+    """Without the README's added lines it is a stock Celery app that prints the same, and nothing waits in Redis."""
+    example = Example(name, tmp_path, own_server)
+    (diff,) = example.blocks("diff")
+    module = example.folder / "shop" / "celery.py"
+    lines = [line if line == "\n" else line[1:] for line in diff.splitlines(keepends=True)]
+    joined = "".join(lines)
+    stock = "".join(line for line, marked in zip(lines, diff.splitlines(), strict=True) if marked[:1] != "+")
+    source = module.read_text()
+    assert joined in source
+    module.write_text(source.replace(joined, stock))
+    for path in example.folder.rglob("*.py"):
+        assert "delayq" not in path.read_text().lower(), f"{path} knows more than the diff"
+    with example.queues_waited_for() as queues:
+        printed, dispatcher = example.play()
+    assert printed == example.blocks("text")[0]
+    assert (queues, dispatcher) == (set(), {})
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.iterdir() if (path / "README.md").exists()))
+def test_three_commands(name: str) -> None:
+    """An example takes three commands, no more."""
+    text = (EXAMPLES / name / "README.md").read_text()
+    assert len(re.findall(r"^```sh\n[^\n]+\n```$", text, flags=re.MULTILINE)) == 3
+    assert text.count("```sh") == 3
