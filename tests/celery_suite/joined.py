@@ -39,4 +39,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tasks really waited with us: zero would prove nothing."""
     moved = sum(dispatcher.counts.moved for dispatcher in _dispatchers)
     errors = sum(dispatcher.counts.errors for dispatcher in _dispatchers)
-    terminalreporter.write_line(f"celery_delayq: {moved} tasks dispatched, {errors} errors")
+    if moved:
+        terminalreporter.ensure_newline()
+        terminalreporter.write_line(f"celery_delayq: {moved} delayed tasks were dispatched, with {errors} errors")

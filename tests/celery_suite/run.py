@@ -1,22 +1,22 @@
-"""Celery's own integration tests, first with stock Celery, then with ``DelayQ(app)`` in every app of theirs.
+"""Celery's own integration tests, with stock Celery and with ``DelayQ(app)`` in every app of theirs, side by side.
 
-    python tests/celery_suite/run.py [-k EXPRESSION …]
+    python -m tests.celery_suite.run [-k EXPRESSION …]
 
-Downloads the source of the installed Celery version from PyPI into a temporary folder, starts a Redis of its own for
-each of the two runs, and compares. Exit status 1 if a test passes with stock Celery and fails with us.
-Needs the packages of Celery's ``requirements/test-integration.txt``; ``tox -e celery-suite`` installs them. Takes
-about as long as the suite does, twice.
+Downloads the source of the installed Celery version from PyPI into a temporary folder, starts a Redis for each of the
+two runs, and compares. Exit status 1 if a test passes with stock Celery and fails with us, for another reason than one
+that is written down below. ``tox -e celery-suite`` installs what it needs. Takes 20 minutes, most of which are sleep.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import xml.etree.ElementTree as ElementTree  # of a report that we have just had written
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import celery
@@ -25,14 +25,43 @@ from celery_delayq.embedded import RedisServer, servers
 
 FILES = ("test_tasks.py", "test_canvas.py")
 
-#: Tests that must fail with celery_delayq, each with its reason. Any other failure counts.
-EXPECTED: dict[str, str] = {}
+#: Tests that must fail with celery_delayq, and why. Any other failure counts.
+EXPECTED = {
+    "test_canvas.test_chord.test_group_or_task_countdown_delays_header": (
+        "waits as long as it should, but then also asks for request.eta, which is None in a task that has waited "
+        "with us: scheduled_for(request) tells the time"
+    ),
+}
+
+
+@dataclass
+class Way:
+    """One of the two runs.
+
+    Attributes:
+        name: how it is called in the output.
+        plugins: pytest plugins that make the difference.
+        outcomes: test -> "passed", "skipped", or how it failed.
+        notes: what our plugin has said.
+    """
+
+    name: str
+    plugins: tuple[str, ...] = ()
+    outcomes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, outcome: str) -> int:
+        return list(self.outcomes.values()).count(outcome)
+
+    @property
+    def failed(self) -> set[str]:
+        return {test for test, outcome in self.outcomes.items() if outcome not in ("passed", "skipped")}
 
 
 def download(folder: Path) -> Path:
-    """Fetch and unpack the source of the installed Celery; return the folder that holds its ``t`` package alone.
+    """Fetch and unpack the source of the installed Celery; return the folder that holds its ``t`` package.
 
-    Its ``celery`` package stays out, so that the installed one is tested.
+    Its ``celery`` package is put aside, so that the installed one is tested.
     """
     requirement = f"celery=={celery.__version__}"
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", requirement]
@@ -41,41 +70,39 @@ def download(folder: Path) -> Path:
     with tarfile.open(archive) as source:
         source.extractall(folder, filter="data")
     (unpacked,) = (path for path in folder.iterdir() if path.is_dir())
-    for path in unpacked.iterdir():
-        if path.is_dir() and path.name != "t":
-            path.rename(folder / f"unused-{path.name}")
+    (unpacked / "celery").rename(folder / "celery-put-aside")
     return unpacked
 
 
-def run(source: Path, report: Path, plugin: str | None, options: list[str]) -> tuple[dict[str, str], str]:
-    """Run the tests; return test -> "passed", "skipped" or how it failed, and the last lines that pytest printed."""
+def run(way: Way, source: Path, report: Path, options: list[str]) -> None:
+    """Run the tests one way, on a Redis of its own, and print what pytest says."""
     program = list(servers().values())[-1]
     with RedisServer(program) as server:
         environment = {
             **os.environ,
+            # As in Celery's own tox.ini: broker and backend share a database, and workers log.
             "TEST_BROKER": server.url(),
-            "TEST_BACKEND": server.url(1),
+            "TEST_BACKEND": server.url(),
             "REDIS_HOST": "127.0.0.1",
             "REDIS_PORT": str(server.port),
-            "PYTHONPATH": str(Path(__file__).parent),
+            "WORKER_LOGLEVEL": "INFO",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
         }
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", f"--junitxml={report}", "-p", "no:cacheprovider"]
-        if plugin:
-            command += ["-p", plugin]
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={report}", *(option for plugin in way.plugins for option in ("-p", plugin))]
         command += [f"t/integration/{name}" for name in FILES] + options
-        done = subprocess.Popen(command, cwd=source, env=environment, stdout=subprocess.PIPE, text=True)
-        lines = []
-        for line in done.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            lines.append(line)
-        if done.wait() not in (0, 1):
-            raise SystemExit(f"pytest itself failed with status {done.returncode}")
-    return outcomes(report), "".join(lines[-60:])
+        with subprocess.Popen(command, cwd=source, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                print(f"{way.name:>7} | {line}", end="", flush=True)
+                if line.startswith("celery_delayq: "):
+                    way.notes.append(line.strip())
+        if process.returncode not in (0, 1):
+            raise SystemExit(f"{way.name}: pytest itself failed with status {process.returncode}")
+    way.outcomes.update(read(report))
 
 
-def outcomes(report: Path) -> dict[str, str]:
-    """Read pytest's report."""
+def read(report: Path) -> dict[str, str]:
+    """The outcomes in pytest's report."""
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{(case.get('classname') or '').removeprefix('t.integration.')}.{case.get('name')}"
@@ -85,34 +112,37 @@ def outcomes(report: Path) -> dict[str, str]:
     return found
 
 
+def compare(stock: Way, ours: Way) -> int:
+    """Print how the two differ; return the exit status."""
+    print("\n         passed  skipped  failed")
+    for way in (stock, ours):
+        print(f"{way.name:>7} {way.count('passed'):7} {way.count('skipped'):8} {len(way.failed):7}")
+    for test in sorted(stock.failed):
+        print(f"fails {'both ways' if test in ours.failed else 'with stock Celery only'}: {test}")
+    for test in sorted(ours.failed - stock.failed):
+        print(f"fails with DelayQ only: {test}: {ours.outcomes[test].splitlines()[0]}")
+        if test in EXPECTED:
+            print(f"    as expected: {EXPECTED[test]}")
+    lost = sorted(set(stock.outcomes) ^ set(ours.outcomes))
+    for test in lost:
+        print(f"ran one way only: {test}")
+    print(*(ours.notes or ["celery_delayq: no task was delayed, so this proves nothing"]), sep="\n")
+    return 1 if lost or not ours.notes or ours.failed - stock.failed - set(EXPECTED) else 0
+
+
 def main(options: list[str]) -> int:
     """Run both ways and compare."""
     if not servers():
         raise SystemExit("no redis-server found: install Redis 6.2 or newer")
-    with tempfile.TemporaryDirectory(prefix="delayq-suite-") as name:
+    stock, ours = Way("stock"), Way("delayq", plugins=("joined",))
+    with tempfile.TemporaryDirectory(prefix="delayq-suite-") as name, ThreadPoolExecutor(2) as threads:
         folder = Path(name)
         source = download(folder)
-        print(f"== celery {celery.__version__}, stock", flush=True)
-        stock, _ = run(source, folder / "stock.xml", None, options)
-        print(f"== celery {celery.__version__}, with DelayQ(app)", flush=True)
-        joined, said = run(source, folder / "joined.xml", "joined", options)
-    tally = {word: [list(way.values()).count(word) for way in (stock, joined)] for word in ("passed", "skipped")}
-    failed = [{test for test, outcome in way.items() if outcome not in tally} for way in (stock, joined)]
-    ours = sorted(failed[1] - failed[0])
-    print(f"\n{len(stock)} tests; passed, skipped, failed:")
-    print(f"  stock:  {tally['passed'][0]}, {tally['skipped'][0]}, {len(failed[0])}")
-    print(f"  DelayQ: {tally['passed'][1]}, {tally['skipped'][1]}, {len(failed[1])}")
-    for test in sorted(failed[0]):
-        print(f"  fails stock{' and with DelayQ' if test in failed[1] else ' only'}: {test}")
-    for test in ours:
-        print(f"  fails only with DelayQ{' (expected: ' + EXPECTED[test] + ')' if test in EXPECTED else ''}: {test}")
-        print(f"    {joined[test].splitlines()[0]}")
-    for test in sorted(set(stock) ^ set(joined)):
-        print(f"  was not run both ways: {test}")
-    moved = re.search(r"celery_delayq: (\d+) tasks dispatched", said)
-    print(f"  {moved.group(0) if moved else 'celery_delayq dispatched nothing: the comparison proves nothing'}")
-    unexpected = [test for test in ours if test not in EXPECTED]
-    return 1 if unexpected or not moved or moved.group(1) == "0" else 0
+        runs = [threads.submit(run, way, source, folder / f"{way.name}.xml", options) for way in (stock, ours)]
+        for done in runs:
+            done.result()
+    print(f"\ncelery {celery.__version__}: {len(stock.outcomes)} tests of {', '.join(FILES)}")
+    return compare(stock, ours)
 
 
 if __name__ == "__main__":
