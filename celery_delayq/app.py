@@ -97,7 +97,7 @@ class DelayQ:
             task: a task, the name of one, or a signature; canvas too, as ``apply_async(eta=…)`` takes it.
             when: a datetime (a naive one is UTC, as Celery takes it) or seconds since the epoch.
             options: all of ``apply_async``'s, and ``on_conflict``: what to do if a task of this ``task_id`` waits
-                already in this queue: "error" raises, "keep" leaves it, "replace" overwrites it, with ``max_wait``
+                already in this queue: "error" (unless the task or signature says otherwise) raises, "keep" leaves it, "replace" overwrites it, with ``max_wait``
                 never later than so many seconds after it was first put.
 
         Returns:
@@ -137,12 +137,12 @@ class DelayQ:
         kwargs: Mapping[str, Any] | None,
         options: dict[str, Any],
     ) -> AsyncResult | GroupResult:
-        options.setdefault("on_conflict", OnConflict.ERROR.value)
+        options.setdefault("on_conflict", self._on_conflict_of(task))
         task_id = options.get("task_id")
-        if task_id is not None and (not isinstance(task_id, str) or not task_id):
-            raise (TypeError if not isinstance(task_id, str) else ValueError)(
-                f"task_id must be a non-empty string, not {task_id!r}"
-            )
+        if task_id is not None and not isinstance(task_id, str):
+            raise TypeError(f"task_id must be a non-empty string, not {task_id!r}")
+        if task_id == "":  # Celery would make one up
+            raise ValueError("task_id must be a non-empty string")
         args = tuple(args)
         kwargs = dict(kwargs or {})
         if isinstance(task, str):
@@ -150,6 +150,14 @@ class DelayQ:
         if not isinstance(task, (Task, Signature)):
             raise TypeError(f"task must be a task, the name of one, or a signature, not {type(task).__name__}")
         return task.apply_async(args, kwargs, **options)
+
+    def _on_conflict_of(self, task: Task | Signature | str) -> str:
+        """What a signature's own options or its task's attributes say; else the helpers' default."""
+        said = task.options.get("on_conflict") if isinstance(task, Signature) else None
+        if not said:
+            name = task.task if isinstance(task, Signature) else task
+            said = getattr(self.app._tasks.get(name) if isinstance(name, str) else name, "on_conflict", None)
+        return said or OnConflict.ERROR.value
 
     @property
     def can_dispatch(self) -> bool:

@@ -262,6 +262,10 @@ def test_options_as_attributes_of_a_task(app: Celery, inside: Inside) -> None:
     throttled.apply_async(countdown=60, task_id="once")
     app.send_task("throttled", countdown=90, task_id="once")
 
+    for task in (throttled, throttled.s(), "throttled", app.signature("throttled")):
+        app.delayq.apply_delayed(task, 90, task_id="once")
+    app.delayq.apply_delayed(app.signature("elsewhere", on_conflict="keep"), 90, task_id="once")
+
     assert 25 < delay_of(inside) <= 30
 
 
