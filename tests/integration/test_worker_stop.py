@@ -96,9 +96,12 @@ def test_a_dispatcher_stops_while_redis_does_not_answer() -> None:
         assert server._process is not None
         server._process.send_signal(signal.SIGSTOP)
         try:
+            hung = time.monotonic()
+            wait_for(lambda: time.monotonic() - hung > 1.5, "the next poll hangs")  # longer than the poll interval
             begin = time.monotonic()
             dispatcher.stop()
             took = time.monotonic() - begin
+            assert thread.is_alive(), "it was not in a call: this proved nothing"
         finally:
             server._process.send_signal(signal.SIGCONT)
             thread.join(PATIENCE)
