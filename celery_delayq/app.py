@@ -97,8 +97,9 @@ class DelayQ:
             task: a task, the name of one, or a signature; canvas too, as ``apply_async(eta=…)`` takes it.
             when: a datetime (a naive one is UTC, as Celery takes it) or seconds since the epoch.
             options: all of ``apply_async``'s, and ``on_conflict``: what to do if a task of this ``task_id`` waits
-                already in this queue: "error" (unless the task or signature says otherwise) raises, "keep" leaves it, "replace" overwrites it, with ``max_wait``
-                never later than so many seconds after it was first put.
+                already in this queue. "error" raises, "keep" leaves it, "replace" overwrites it, with ``max_wait``
+                never later than so many seconds after it was first put. The default is what the signature or the task
+                says, else "error".
 
         Returns:
             What ``apply_async`` returns.

@@ -12,9 +12,9 @@ from .dispatcher import Dispatcher
 class DispatcherStep(bootsteps.StartStopStep):
     """Runs the app's dispatcher for as long as the worker lives.
 
-    A step of the worker and not of its consumer, which starts anew with each lost broker connection; after the pool,
-    and after the embedded beat (``-B``), so that the children of a prefork pool and beat's process are forked before our
-    thread begins: a child may inherit a lock that the thread holds at that moment, and then waits for it forever.
+    A step of the worker and not of its consumer, which starts anew with each lost broker connection. After the pool and
+    the embedded beat (``-B``), so that the children of a prefork pool and beat's process are forked before our thread
+    begins: a child may inherit a lock that the thread holds at that moment, and then waits for it forever.
     """
 
     requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
