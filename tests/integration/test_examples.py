@@ -117,6 +117,24 @@ class Example:
         return printed, stats.get("delayq", {})
 
 
+def test_the_python_of_the_main_readme(own_server: RedisServer, tmp_path: Path) -> None:
+    """What the README shows runs, one block after the other, and what it sends waits in Redis."""
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    program = "\n".join(block for block in blocks if "django" not in block)
+    assert "redis://localhost:6379/0" in program
+    (tmp_path / "readme.py").write_text(program.replace("redis://localhost:6379/0", own_server.url()))
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    keys = Keys("delayq")
+    with own_server.client() as client:
+        ids = {id.decode() for id in client.zrange(keys.schedule("celery"), 0, -1)}
+        assert {"remind-A2", "cart-A5"} < ids
+        assert client.zcard(keys.schedule("mail")) == 1
+
+
 def shape(text: str) -> str:
     """*text* without what differs each time: how late something was."""
     return re.sub(r"\d+\.\d ms", "N ms", text)
