@@ -168,18 +168,24 @@ class DelayQ:
     def dispatcher(self) -> Dispatcher:
         """A new dispatcher for this app, not started."""
         settings = self.settings
+        # Here, in the main thread: a child that is forked at the wrong moment must not inherit a lock of the app's that
+        # the dispatcher's thread holds.
+        connection = self._connection()
         return Dispatcher(
-            self.connect,
+            lambda: broker.connect(connection.clone(), settings.prefix),
             batch_size=settings.batch_size,
             max_poll_interval=settings.max_poll_interval,
             position=settings.ready_position,
         )
 
     def connect(self) -> Store:
-        """Open the store on new connections to the broker that the app's workers read from."""
+        """Open the store on new connections to the broker that the app's workers read from. To be closed."""
+        return broker.connect(self._connection(), self.settings.prefix)
+
+    def _connection(self) -> Any:
         own = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
         given = {**own, **(self.app.conf.broker_transport_options or {})}
-        return broker.connect(self.app.connection_for_read(transport_options=given), self.settings.prefix)
+        return self.app.connection_for_read(transport_options=given)
 
 
 def _delayq_of(task: Task | Signature | str) -> DelayQ:

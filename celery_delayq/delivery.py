@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Delivery:
         return json.dumps([self.steps, self.lists, self.expires_ms], separators=(",", ":"))
 
     @classmethod
+    @lru_cache(maxsize=256)
     def loads(cls, text: str | bytes) -> Delivery:
         """Read what :meth:`dumps` wrote."""
         steps, lists, expires_ms = json.loads(text)

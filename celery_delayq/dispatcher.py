@@ -168,8 +168,9 @@ class Dispatcher:
 
     def dispatch_once(self, store: Store, *, now_us: int | None = None) -> Pass:
         """One pass: one batch of each topic that is due, so that a burst on one delays no other."""
+        asked = monotonic()
         tick = store.tick(now_us=now_us)
-        seen = monotonic()
+        seen = _midway(asked)
         moved = orphans = tried = 0
         for upcoming in tick.due:
             if self._stopping.is_set():
@@ -188,10 +189,11 @@ class Dispatcher:
     def _hand_over(self, store: Store, upcoming: Upcoming) -> Deadline | None:
         """Dispatch what we have waited for. None: more is due, look at all."""
         self.counts.passes += 1
+        asked = monotonic()
         done = self._dispatch(store, upcoming)
         if done is None or done.left or (done.next and done.next.due_us <= done.now_us):
             return None
-        return self._deadline(monotonic(), done.now_us, done.next)
+        return self._deadline(_midway(asked), done.now_us, done.next)
 
     def _dispatch(self, store: Store, upcoming: Upcoming, *, now_us: int | None = None) -> Dispatched | None:
         """One batch of one topic. None: Redis refuses this topic, and only this; the others must go on."""
@@ -230,6 +232,14 @@ class Dispatcher:
             self._batch_limit = max(self._batch_limit // 2, min(10, self._batch_size))
         elif moved == self._batch_limit and took < CALL_BUDGET / 4:
             self._batch_limit = min(self._batch_limit * 2, self._batch_size)
+
+
+def _midway(asked: float) -> float:
+    """When Redis read its clock (s, monotonic), if it was asked at *asked* and has just answered.
+
+    Half of the way at the latest: a script reads the clock first. So a deadline is never too early by it.
+    """
+    return (asked + monotonic()) / 2
 
 
 class _Waker:

@@ -65,8 +65,8 @@ class Script:
 class Prepared:
     """A script whose keys and first arguments are the same for many calls: they are packed once.
 
-    For the hot path of publishing: redis-py encodes a command word by word, which for a put takes as long as Redis
-    takes to run it (``python -m benchmarks publish`` measures it).
+    For the hot paths: redis-py encodes a command word by word, which for a put takes longer than Redis takes to run it
+    (``python -m benchmarks publish`` measures it).
     """
 
     def __init__(self, script: Script, keys: Sequence[str], args: Sequence[Value]) -> None:

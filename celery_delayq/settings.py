@@ -1,6 +1,6 @@
 """The settings of ``app.conf`` that begin with ``delayq_``, validated whole, as one frozen object.
 
-The README's table is made from the fields below: ``python -m celery_delayq.settings`` prints it.
+The README's table is made from the fields below, by :func:`table`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,3 @@ def table() -> str:
         )
         rows.append(f"| `{PREFIX}{f.name}` | `{default}` | {f.metadata['help']} |")
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(table())

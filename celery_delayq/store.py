@@ -145,7 +145,9 @@ class Store:
         self.client = client
         self.keys = keys
         self._owner = owner or client
+        # What many calls have in common is packed once; both lie on the path from a due time to a started task.
         self._put = lru_cache(maxsize=256)(self._prepare_put)
+        self._dispatch = lru_cache(maxsize=256)(self._prepare_dispatch)
 
     def close(self) -> None:
         """Close the connections."""
@@ -229,11 +231,16 @@ class Store:
         now_us: int | None = None,
     ) -> Dispatched:
         """Move at most *limit* due jobs of *topic* to its ready lists."""
+        reply = self._dispatch(topic, delivery, limit, position, now_us)(self.client, ())
+        moved, orphans, left, now, *upcoming = reply
+        return Dispatched(moved, orphans, bool(left), now, Upcoming.read(*upcoming))
+
+    def _prepare_dispatch(
+        self, topic: str, delivery: Delivery, limit: int, position: str, now_us: int | None
+    ) -> Prepared:
         keys = [self.keys.index, self.keys.topics, *self.keys.of_topic(topic), *delivery.lists]
         expires = "" if delivery.expires_ms is None else delivery.expires_ms
-        args = [_now(now_us), topic, limit, position, expires, *delivery.steps]
-        moved, orphans, left, now, *upcoming = script("dispatch")(self.client, keys, args)
-        return Dispatched(moved, orphans, bool(left), now, Upcoming.read(*upcoming))
+        return Prepared(script("dispatch"), keys, [_now(now_us), topic, limit, position, expires, *delivery.steps])
 
     def tick(self, limit: int = 100, *, now_us: int | None = None) -> Tick:
         """Say which topics have due jobs, *limit* at most, and when to look again."""

@@ -32,19 +32,49 @@ local PORTION, BYTES = 100, 8 * 1024 * 1024
 
 local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 
-local types = {'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash'}
-for key = 1, #KEYS do
-  local expected, found = types[key] or 'list', redis.call('TYPE', KEYS[key]).ok
-  if found ~= expected and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[key] .. ' is a ' .. found .. ', expected a ' .. expected)
-  end
-end
 if not limit or limit < 1 or (position ~= 'back' and position ~= 'front') or #ARGV - 5 ~= #KEYS - 7 or #KEYS < 8 then
   return redis.error_reply('BADARG needs a limit of 1 or more, back or front, and a step for each ready list')
 end
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000000 + time[2]
+
+local moved, orphans, bytes, portion = 0, 0, 0, 0
+local has_ties, has_steps, has_firsts = false, false, false
+local ids, bodies
+
+local function read()
+  portion = math.min(PORTION, limit - moved - orphans)
+  ids = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, portion)
+  bodies = #ids > 0 and redis.call('HMGET', KEYS[4], unpack(ids))
+end
+
+-- Whatever will be written is read here first, so that a foreign type raises before anything has moved.
+local function judge()
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000000 + time[2]
+  end
+  redis.call('ZSCORE', KEYS[1], topic)
+  redis.call('HEXISTS', KEYS[2], topic)
+  read()
+  if redis.call('EXISTS', KEYS[5], KEYS[6], KEYS[7]) > 0 then
+    has_ties = redis.call('ZCARD', KEYS[5]) > 0
+    has_steps = redis.call('HLEN', KEYS[6]) > 0
+    has_firsts = redis.call('HLEN', KEYS[7]) > 0
+  end
+  for list = 8, (has_steps or expires) and #KEYS or 8 do
+    redis.call('LLEN', KEYS[list])
+  end
+end
+
+local judged, verdict = pcall(judge)
+if not judged then
+  local kinds = {'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash'}
+  for number, key in ipairs(KEYS) do
+    local expected, found = kinds[number] or 'list', redis.call('TYPE', key).ok
+    if found ~= expected and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
+    end
+  end
+  return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
 end
 
 -- The ready list for a step: the one of the greatest step that is not above it.
@@ -58,64 +88,60 @@ local function ready_list(step)
   return key
 end
 
-local function push(key, bodies)
-  if #bodies == 0 then
-    return
-  end
+local function push(key, queued)
   if position == 'front' then
-    local last = #bodies
+    local last = #queued
     for first = 1, math.floor(last / 2) do
-      bodies[first], bodies[last - first + 1] = bodies[last - first + 1], bodies[first]
+      queued[first], queued[last - first + 1] = queued[last - first + 1], queued[first]
     end
-    redis.call('RPUSH', key, unpack(bodies))
+    redis.call('RPUSH', key, unpack(queued))
   else
-    redis.call('LPUSH', key, unpack(bodies))
+    redis.call('LPUSH', key, unpack(queued))
   end
 end
 
-local has_steps = redis.call('EXISTS', KEYS[6]) == 1
-local has_firsts = redis.call('EXISTS', KEYS[7]) == 1
-local moved, orphans, bytes, portion = 0, 0, 0, 0
-repeat
-  portion = math.min(PORTION, limit - moved - orphans)
-  local ids = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, portion)
-  if #ids > 0 then
-    local held = redis.call('HMGET', KEYS[4], unpack(ids))
-    local steps = has_steps and redis.call('HMGET', KEYS[6], unpack(ids))
+while #ids > 0 do
+  local steps = has_steps and redis.call('HMGET', KEYS[6], unpack(ids))
 
-    -- Take out before pushing in: a full Redis lets a script that has freed memory go on, not one that starts
-    -- with a push. The first #ids by rank are these ids: all that is due comes before all that is not.
-    redis.call('HDEL', KEYS[4], unpack(ids))
-    redis.call('ZREMRANGEBYRANK', KEYS[3], 0, #ids - 1)
-    if has_steps then
-      redis.call('HDEL', KEYS[6], unpack(ids))
-    end
-    if has_firsts then
-      redis.call('HDEL', KEYS[7], unpack(ids))
-    end
+  -- Take out before pushing in: a full Redis lets a script that has freed memory go on, not one that starts with a
+  -- push. The first #ids by rank are these ids: all that is due comes before all that is not.
+  redis.call('HDEL', KEYS[4], unpack(ids))
+  redis.call('ZREMRANGEBYRANK', KEYS[3], 0, #ids - 1)
+  if has_steps then
+    redis.call('HDEL', KEYS[6], unpack(ids))
+  end
+  if has_firsts then
+    redis.call('HDEL', KEYS[7], unpack(ids))
+  end
 
-    local lists = {}
-    for number = 1, #ids do
-      local body = held[number]
-      if body then
-        local key = steps and steps[number] and ready_list(tonumber(steps[number])) or KEYS[8]
-        local bodies = lists[key]
-        if not bodies then
-          bodies = {}
-          lists[key] = bodies
-        end
-        bodies[#bodies + 1] = body
-        bytes = bytes + #body
-        moved = moved + 1
-      else
-        orphans = orphans + 1
+  local lists = {}
+  for number = 1, #ids do
+    local body = bodies[number]
+    if body then
+      local key = steps and steps[number] and ready_list(tonumber(steps[number])) or KEYS[8]
+      local queued = lists[key]
+      if not queued then
+        queued = {}
+        lists[key] = queued
       end
-    end
-    for list = 8, #KEYS do
-      push(KEYS[list], lists[KEYS[list]] or {})
+      queued[#queued + 1] = body
+      bytes = bytes + #body
+      moved = moved + 1
+    else
+      orphans = orphans + 1
     end
   end
-until #ids < portion or moved + orphans >= limit or bytes >= BYTES
+  for list = 8, #KEYS do
+    if lists[KEYS[list]] then
+      push(KEYS[list], lists[KEYS[list]])
+    end
+  end
+
+  if #ids < portion or moved + orphans >= limit or bytes >= BYTES then
+    break
+  end
+  read()
+end
 
 if expires and moved > 0 then
   for list = 8, #KEYS do
@@ -128,12 +154,14 @@ local due = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or nil
 if not due then
   redis.call('ZREM', KEYS[1], topic)
   redis.call('HDEL', KEYS[2], topic)
-  redis.call('DEL', KEYS[5])
+  if has_ties then
+    redis.call('DEL', KEYS[5])
+  end
 else
   redis.call('ZADD', KEYS[1], due, topic)
   if due <= now then
     left = 1
-  else
+  elseif has_ties then
     redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
   end
 end
