@@ -22,12 +22,11 @@ from .worker import Project, Worker, newest_redis, wait_for
 #: All that Kombu and we ask of Redis, but for channels.
 RIGHTS = ["~*", "+@read", "+@write", "+@scripting", "+@pubsub", "+@transaction", "+@connection", "+time", "-@dangerous"]
 
-#: All that a dispatcher asks of Redis: what it sends, then what its scripts call.
+#: All that a dispatcher asks of Redis: its own keys and channel, the ready lists, and scripts over them.
 DISPATCHER_RIGHTS = [
     *("~delayq:{0}:*", "~celery*", "resetchannels", "&delayq:{0}:*"),
-    *("+ping", "+hello", "+client", "+evalsha", "+eval", "+subscribe", "+unsubscribe"),
-    *("+type", "+time", "+exists", "+zrange", "+zrangebyscore", "+hget", "+hmget"),
-    *("+zadd", "+zrem", "+zremrangebyrank", "+zremrangebyscore", "+hdel", "+del", "+lpush", "+rpush", "+pexpire"),
+    *("+ping", "+hello", "+client", "+subscribe", "+unsubscribe", "+evalsha", "+eval"),
+    *("+@read", "+@write", "+time", "-@dangerous"),
 ]
 
 
