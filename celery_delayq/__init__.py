@@ -9,7 +9,7 @@ from .app import DelayQ, apply_at, apply_delayed
 from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured
 
 # Inside a task
-from .publishing import scheduled_for
+from .message import scheduled_for
 
 __version__ = "0.1.0"
 

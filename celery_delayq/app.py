@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Task, current_app
 from celery.canvas import Signature
+from celery.signals import task_received
 from click import Option
 
 from . import broker
@@ -16,6 +17,7 @@ from .bootstep import DispatcherStep
 from .clock import moment_of, seconds_of
 from .dispatcher import Dispatcher
 from .errors import ImproperlyConfigured
+from .message import restore_eta
 from .publishing import Publishing
 from .settings import Settings
 from .store import OnConflict, Store
@@ -56,6 +58,7 @@ class DelayQ:
         self.app = app
         if getattr(app, "delayq", None) is None:
             app.delayq = self
+            task_received.connect(restore_eta)  # of all apps of the process; it finds what has waited
             app.steps["worker"].add(DispatcherStep)
             app.user_options["worker"].add(
                 Option(

@@ -15,14 +15,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.utils.imports import instantiate
-from celery.utils.time import maybe_iso8601
-from kombu import Producer, Queue
+from kombu import Producer
 from kombu.exceptions import OperationalError
 from redis.exceptions import OutOfMemoryError
 
 from . import broker
-from .clock import SECOND_US, checked_due_us, from_us, seconds_of
+from .clock import SECOND_US, checked_due_us, seconds_of
 from .errors import ImproperlyConfigured, shortened
+from .message import read_eta, without_eta
 from .settings import Settings
 from .store import OnConflict, Put
 
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from celery.app.amqp import AMQP
 
 logger = logging.getLogger(__name__)
-
-#: The message property that keeps the time a task was asked for (us since the epoch). A property and not a header:
-#: Celery copies headers that it does not know into the task's next retry.
-DUE_PROPERTY = "delayq_due"
 
 #: Options of ours for ``apply_async``, signatures and task attributes. None of them enters a message.
 OPTIONS = ("on_conflict", "max_wait")
@@ -144,27 +140,23 @@ class Publishing:
         wish = Wish(on_conflict, max_wait_us, explicit, countdown, counted_eta)
         return stock(_delaying(producer, self, wish), name, message, **options)
 
-    def due_of(self, wish: Wish, eta: object) -> tuple[dict[str, int], int] | None:
-        """When a message with that ``eta`` header is due.
+    def due_of(self, wish: Wish, eta: object) -> dict[str, int] | None:
+        """When a message with that ``eta`` header is due, as a :class:`~celery_delayq.store.Put` says it.
 
-        Returns:
-            How a :class:`~celery_delayq.store.Put` says it, and the time that was asked for (us); None if the message
-            is none of ours.
+        None: the message is none of ours.
         """
         settings = self._settings()
         if not eta or not (settings.intercept or wish.explicit):
             return None
         moment = read_eta(eta)
-        asked_us = checked_due_us(moment)
+        at_us = checked_due_us(moment)
         # A handler of before_task_publish may have set another eta; then that one holds.
         countdown = wish.countdown if eta == wish.counted_eta else None
         if not wish.explicit and settings.min_delay > 0:
             delay = countdown if countdown is not None else (moment - datetime.now(timezone.utc)).total_seconds()
             if delay < settings.min_delay:
                 return None
-        if countdown is not None:
-            return {"in_us": round(countdown * SECOND_US)}, asked_us
-        return {"at_us": asked_us}, asked_us
+        return {"at_us": at_us} if countdown is None else {"in_us": round(countdown * SECOND_US)}
 
     def refuse(self, channel: object, wish: Wish) -> None:
         """The broker is no Redis: say so, once; to who asked for us by name, as an error."""
@@ -182,39 +174,6 @@ class Publishing:
         if wish.explicit:
             raise ImproperlyConfigured(f"{text}: start a worker that consumes one, or name it with queue=")
         logger.warning("%s: task %s is dropped, as Kombu drops it", text, shortened(task_id))
-
-
-def read_eta(eta: object) -> datetime:
-    """An ``eta`` as Celery's worker reads it: ISO 8601; without an offset it is UTC.
-
-    Raises:
-        ValueError: no such time.
-    """
-    if isinstance(eta, datetime):
-        moment = eta
-    else:
-        text = str(eta)
-        try:
-            moment = datetime.fromisoformat(text)  # what Celery writes, and much faster than a parser of all ISO 8601
-        except ValueError:
-            try:
-                moment = maybe_iso8601(text)
-            except ValueError:
-                raise ValueError(f"eta must be a datetime or ISO 8601, not {shortened(eta)}") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-
-
-def scheduled_for(request: Any) -> datetime | None:
-    """The time that a task was asked for, aware and in UTC; None if it was not delayed.
-
-    Args:
-        request: ``task.request``. Its own ``eta`` is None by then, as for any task that is ready to run.
-    """
-    due_us = (getattr(request, "properties", None) or {}).get(DUE_PROPERTY)
-    if isinstance(due_us, int):
-        return from_us(due_us)
-    eta = getattr(request, "eta", None)  # a delay that was left to stock Celery
-    return read_eta(eta).astimezone(timezone.utc) if eta else None
 
 
 class _Delaying:
@@ -276,26 +235,19 @@ class _Delaying:
                     if queues is not None:  # bound to nothing; None would be a broadcast
                         self._joint.unroutable(exchange, routing_key, self._wish, headers["id"])
                     return stock()
-                when, asked_us = due
-                reply_to = properties.get("reply_to")
                 message, step = broker.envelope(
                     channel,
                     body,
                     priority,
                     content_type,
                     content_encoding,
-                    {**headers, "eta": None},
-                    {
-                        **properties,
-                        "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
-                        DUE_PROPERTY: asked_us,
-                    },
+                    *without_eta(headers, properties),
                     exchange,
                     routing_key,
                 )
                 # Made once, not again for each retry: a put that finds these very bytes knows itself.
                 self._made = [
-                    Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **when)
+                    Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **due)
                     for queue in queues
                 ]
             broker.put(channel, self._joint.prefix, self._made, self._wish.on_conflict)

@@ -14,7 +14,7 @@ from celery.signals import worker_ready
 
 from celery_delayq.app import DelayQ
 from celery_delayq.clock import to_us
-from celery_delayq.publishing import scheduled_for
+from celery_delayq.message import scheduled_for
 
 #: The queue that everything goes to.
 QUEUE = "demo"

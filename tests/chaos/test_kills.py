@@ -15,7 +15,9 @@ from threading import Event, Thread
 import pytest
 import redis
 
+from celery_delayq.clock import to_us
 from celery_delayq.embedded import RedisServer
+from celery_delayq.message import DUE_PROPERTY, read_eta
 from tests.integration.worker import ROOT, Project, handed_over, newest_redis, put_many, wait_for
 
 QUEUE = "orders"
@@ -55,6 +57,11 @@ def running(*processes: object) -> Iterator[None]:
             process.kill()  # type: ignore[attr-defined]  # a worker or a dispatcher
 
 
+def due_us(message: bytes) -> int:
+    """When a task was to be handed over (us)."""
+    return to_us(read_eta(json.loads(message)["properties"][DUE_PROPERTY]))
+
+
 class Watch:
     """Looks at the ready list while it grows, and writes down what it should not have held yet."""
 
@@ -72,7 +79,7 @@ class Watch:
             pipeline.time()
             new, (seconds, micros) = pipeline.execute()
         for message in new if length > self._seen else ():
-            if json.loads(message)["properties"]["delayq_due"] > seconds * 1_000_000 + micros:
+            if due_us(message) > seconds * 1_000_000 + micros:
                 self.early.append(message)
         self._seen = length
         return length
@@ -80,7 +87,7 @@ class Watch:
 
 def due_times(client: redis.Redis) -> list[int]:
     """When each task of the ready list was due, in the order in which it was pushed."""
-    return [json.loads(message)["properties"]["delayq_due"] for message in reversed(client.lrange(QUEUE, 0, -1))]
+    return [due_us(message) for message in reversed(client.lrange(QUEUE, 0, -1))]
 
 
 @pytest.mark.timeout(240)

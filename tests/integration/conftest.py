@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, signals
 from kombu.message import Message
 
 from celery_delayq.clock import from_us
@@ -114,6 +114,7 @@ def trace(app: Celery, message: Message) -> Any:
 
     task = app.tasks[message.headers["task"]]
     request = Request(message, app=app, task=task, decoded=False, body=message.body, headers=message.headers)
+    signals.task_received.send(sender=None, request=request)
     args, kwargs, embed = request._payload
     context = {**request.request_dict, **(embed or {})}
     tracer = build_tracer(task.name, task, app=app)

@@ -20,8 +20,10 @@ import redis
 from celery import Celery
 
 from celery_delayq import DelayQ
+from celery_delayq.clock import from_us
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer, servers
+from celery_delayq.message import DUE_PROPERTY
 from celery_delayq.store import Put
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +147,7 @@ def put_many(project: Project, queue: str, dues_us: Sequence[int]) -> list[str]:
     for number, due_us in enumerate(dues_us):
         task_id = f"{template_id}-{number}"
         message = json.loads(template.replace(template_id.encode(), task_id.encode()))
-        message["properties"]["delayq_due"] = due_us
+        message["properties"][DUE_PROPERTY] = from_us(due_us).isoformat()
         jobs.append(Put(queue, task_id, json.dumps(message).encode(), at_us=due_us))
     for start in range(0, len(jobs), 1_000):
         store.put(jobs[start : start + 1_000], {queue: Delivery.plain(queue)})

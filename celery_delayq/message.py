@@ -1,0 +1,73 @@
+"""What we change in a message, and how a task gets it back: the time that it was asked for.
+
+The worker holds every message that has an ``eta`` header, even a past one, and counts it against no prefetch limit. So
+what waits has none; the header's value stands in a property until a worker has received the message.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from celery.utils.time import maybe_iso8601
+from kombu import Queue
+
+from .errors import shortened
+
+#: The property that keeps the ``eta`` header's value. A property and not a header: Celery copies headers that it does
+#: not know into the task's next retry.
+DUE_PROPERTY = "delayq_due"
+
+
+def read_eta(eta: object) -> datetime:
+    """An ``eta`` as Celery's worker reads it: ISO 8601; without an offset it is UTC.
+
+    Raises:
+        ValueError: no such time.
+    """
+    if isinstance(eta, datetime):
+        moment = eta
+    else:
+        text = str(eta)
+        try:
+            moment = datetime.fromisoformat(text)  # what Celery writes, and much faster than a parser of all ISO 8601
+        except ValueError:
+            try:
+                moment = maybe_iso8601(text)
+            except ValueError:
+                raise ValueError(f"eta must be a datetime or ISO 8601, not {shortened(eta)}") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def without_eta(headers: dict[str, Any], properties: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Headers and properties for what waits: the ``eta`` moved from the ones to the others. The given ones stay."""
+    eta, reply_to = headers["eta"], properties.get("reply_to")
+    return (
+        {**headers, "eta": None},
+        {
+            **properties,
+            "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
+            DUE_PROPERTY: eta.isoformat() if isinstance(eta, datetime) else eta,
+        },
+    )
+
+
+def restore_eta(request: Any = None, **_: Any) -> None:
+    """Give a received task its ``request.eta`` again. A receiver of Celery's signal ``task_received``.
+
+    The worker has read the header by then; what is set here only the task will see.
+    """
+    fields = request.request_dict
+    asked = (fields.get("properties") or {}).get(DUE_PROPERTY)
+    if asked is not None and fields.get("eta") is None:
+        fields["eta"] = asked
+
+
+def scheduled_for(request: Any) -> datetime | None:
+    """The time that a task was asked for, aware and in UTC; None if it was not delayed.
+
+    Args:
+        request: ``task.request``.
+    """
+    asked = (getattr(request, "properties", None) or {}).get(DUE_PROPERTY) or getattr(request, "eta", None)
+    return read_eta(asked).astimezone(timezone.utc) if asked else None
