@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 from kombu import Exchange, Queue
 
+from .certificates import write_certificate
 from .conftest import Inside
 
 TOPIC = Exchange("events", type="topic")
@@ -156,7 +157,7 @@ def test_signed_messages(make_app: Callable[..., Celery], inside: Inside, tmp_pa
     """Message signing: the signed body is the one that arrives, and it verifies."""
     from kombu.serialization import enable_insecure_serializers, loads
 
-    key, certificate = self_signed(tmp_path)
+    certificate, key = write_certificate(tmp_path)
     app = make_app(
         security_key=str(key),
         security_certificate=str(certificate),
@@ -177,35 +178,3 @@ def test_signed_messages(make_app: Callable[..., Celery], inside: Inside, tmp_pa
         enable_insecure_serializers(["json", "msgpack", "pickle", "yaml"])
         app.set_default()
     assert args == [1, 2]
-
-
-def self_signed(folder: Any) -> tuple[Any, Any]:
-    """A key and its certificate, as files."""
-    from datetime import datetime, timedelta, timezone
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.x509.oid import NameOID
-
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-    now = datetime.now(timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    key_file, certificate_file = folder / "tests.key", folder / "tests.crt"
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        )
-    )
-    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return key_file, certificate_file
