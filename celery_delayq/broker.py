@@ -129,6 +129,8 @@ def connect(connection: Any, prefix: str) -> Store:
         interval_step=0,
         reraise_as_library_errors=False,
     )
-    shared = _link(connection.channel(), prefix).store
+    channel = connection.channel()
+    # One thread, one socket: no time goes into getting it from the pool and giving it back.
+    client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
     # The connection also keeps the channel, which forgets its sockets in the children of a fork.
-    return Store(shared.client, shared.keys, owner=connection)
+    return Store(client, _link(channel, prefix).store.keys, owner=connection)

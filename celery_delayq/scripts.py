@@ -81,7 +81,8 @@ class Prepared:
         """Run the script with the rest of its arguments; raises what :class:`Script` does."""
         command = b"*%d\r\n%b%b" % (self._words + len(args), self._packed, _pack(args))
         pool = client.connection_pool
-        connection = pool.get_connection(*_PURPOSE)
+        own = client.connection  # of a client that keeps one for itself
+        connection = own or pool.get_connection(*_PURPOSE)
 
         def exchange() -> Any:
             connection.send_packed_command([command])
@@ -95,7 +96,8 @@ class Prepared:
             self._script.explain(error)
             raise
         finally:
-            pool.release(connection)
+            if own is None:
+                pool.release(connection)
 
 
 def _pack(words: Iterable[Value]) -> bytes:

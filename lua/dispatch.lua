@@ -38,7 +38,7 @@ end
 
 local moved, orphans, bytes, portion = 0, 0, 0, 0
 local has_ties, has_steps, has_firsts = false, false, false
-local ids, bodies
+local ids, bodies, heads, delivery
 
 local function read()
   portion = math.min(PORTION, limit - moved - orphans)
@@ -52,8 +52,8 @@ local function judge()
     local time = redis.call('TIME')
     now = time[1] * 1000000 + time[2]
   end
-  redis.call('ZSCORE', KEYS[1], topic)
-  redis.call('HEXISTS', KEYS[2], topic)
+  heads = redis.call('ZRANGE', KEYS[1], 0, 1, 'WITHSCORES')
+  delivery = redis.call('HGET', KEYS[2], topic)
   read()
   if redis.call('EXISTS', KEYS[5], KEYS[6], KEYS[7]) > 0 then
     has_ties = redis.call('ZCARD', KEYS[5]) > 0
@@ -166,8 +166,14 @@ else
   end
 end
 
-local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-if not next[1] then
-  return {moved, orphans, left, now, -1, '', ''}
+-- The first of all topics is this one as it is now, or the first of the others as it was found.
+local other, other_due = heads[1], tonumber(heads[2] or nil)
+if other == topic then
+  other, other_due = heads[3], tonumber(heads[4] or nil)
 end
-return {moved, orphans, left, now, tonumber(next[2]), next[1], redis.call('HGET', KEYS[2], next[1]) or ''}
+if due and (not other_due or due <= other_due) then
+  return {moved, orphans, left, now, due, topic, delivery or ''}
+elseif other_due then
+  return {moved, orphans, left, now, other_due, other, redis.call('HGET', KEYS[2], other) or ''}
+end
+return {moved, orphans, left, now, -1, '', ''}

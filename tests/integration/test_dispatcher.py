@@ -166,6 +166,9 @@ def test_it_goes_on_after_every_kind_of_loss(store: Store, start: Callable[..., 
             store.client.client_kill_filter(_type=kind, skipme=True)
         put(store, "c", in_us=100_000)
         arrived(store, 3)
+        deadline = time.monotonic() + 20  # the job may arrive before the line is written
+        while len(caplog.records) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     assert dispatcher.counts.errors >= 1
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
