@@ -237,7 +237,8 @@ class Dispatcher:
 def _midway(asked: float) -> float:
     """When Redis read its clock (s, monotonic), if it was asked at *asked* and has just answered.
 
-    Half of the way at the latest: a script reads the clock first. So a deadline is never too early by it.
+    A script reads the clock first, so it was rather before than after half of the time. A deadline that comes too early
+    all the same hands nothing over and is set anew.
     """
     return (asked + monotonic()) / 2
 

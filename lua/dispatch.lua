@@ -158,7 +158,10 @@ if not due then
     redis.call('DEL', KEYS[5])
   end
 else
-  redis.call('ZADD', KEYS[1], due, topic)
+  -- When nothing was due, nothing is written unless it must be: a full Redis refuses a script that starts with this.
+  if moved + orphans > 0 or tonumber(redis.call('ZSCORE', KEYS[1], topic) or nil) ~= due then
+    redis.call('ZADD', KEYS[1], due, topic)
+  end
   if due <= now then
     left = 1
   elseif has_ties then

@@ -148,6 +148,27 @@ def test_nothing_but_orphans(store: Store, contents: Callable[[], Contents]) -> 
     assert contents() == {}
 
 
+def test_a_full_redis_may_be_asked_too_early(store: Store) -> None:
+    """Out of memory and nothing due yet: no error, which would cost the dispatcher its connection."""
+    put(store, job("a", 50))
+    store.client.config_set("maxmemory", "1")
+    try:
+        assert outcome(store.dispatch("q", QUEUE, 10, now_us=NOW)) == (0, 0, False)
+    finally:
+        store.client.config_set("maxmemory", "0")
+
+
+def test_a_wrong_time_in_the_index_is_put_right(store: Store) -> None:
+    """A topic that the index calls due, and is not, is looked at once and not for ever."""
+    put(store, job("a", 50))
+    store.client.zadd(store.keys.index, {"q": 1})
+
+    done = store.dispatch("q", QUEUE, 10, now_us=NOW)
+
+    assert done.next == Upcoming(NOW + 50, "q", QUEUE)
+    assert store.tick(now_us=NOW).due == ()
+
+
 def test_a_full_redis_still_drains(store: Store) -> None:
     """Out of memory: puts are refused, yet what is due goes out, whole."""
     put(store, *(job(f"{number:03}") for number in range(700)))
