@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from click import Option
 from . import broker
 from .bootstep import DispatcherStep
 from .clock import moment_of, seconds_of
+from .control import Control
+from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .errors import ImproperlyConfigured
 from .message import restore_eta
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
 SOCKET_TIMEOUT = 5.0
 
 
-class DelayQ:
+class DelayQ(Control):
     """Delayed tasks of an app wait in Redis until they are due.
 
-    One line makes it so: ``DelayQ(app)``. It is then also ``app.delayq``. Nothing is read from the configuration and
+    One line makes it so: ``DelayQ(app)``. It is then also ``app.delayq``, by which whatever waits can be seen and
+    changed. Nothing is read from the configuration and
     nothing is connected before it is needed.
 
     Args:
@@ -163,10 +167,37 @@ class DelayQ:
             said = getattr(self.app._tasks.get(name) if isinstance(name, str) else name, "on_conflict", None)
         return said or OnConflict.ERROR.value
 
+    @contextmanager
+    def _channel(self) -> Iterator[Any]:
+        """A Redis channel to the broker that tasks are published to; what happens to it is told as Kombu tells it.
+
+        Raises:
+            ImproperlyConfigured: the broker is not Redis.
+            kombu.exceptions.OperationalError: Redis cannot be reached, after ``task_publish_retry_policy``, or refuses.
+        """
+        with self.app.pool.acquire(block=True) as connection:
+            if not broker.goes_to_redis(connection):
+                raise ImproperlyConfigured(
+                    f"the broker {connection.as_uri()} is not Redis, where celery_delayq keeps delayed tasks; "
+                    "set broker_url to a redis://, rediss:// or sentinel:// URL"
+                )
+            connection.ensure_connection(**self.app.conf.task_publish_retry_policy)
+            with connection._reraise_as_library_errors():
+                yield connection.default_channel
+
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        with self._channel() as channel:
+            yield broker.store_of(channel, self.settings.prefix)
+
+    def _deliveries(self, queues: set[str]) -> dict[str, Delivery]:
+        with self._channel() as channel:
+            return broker.deliveries_of(channel, self.settings.prefix, queues)
+
     @property
     def can_dispatch(self) -> bool:
         """Whether workers of this app read from a Redis."""
-        return broker.reads_redis(self.app.connection_for_read())
+        return broker.goes_to_redis(self.app.connection_for_read())
 
     def dispatcher(self) -> Dispatcher:
         """A new dispatcher for this app, not started."""
@@ -179,6 +210,7 @@ class DelayQ:
             batch_size=settings.batch_size,
             max_poll_interval=settings.max_poll_interval,
             position=settings.ready_position,
+            ceilings=settings.ready_limit,
         )
 
     def connect(self) -> Store:

@@ -18,7 +18,7 @@ from kombu.utils.json import dumps
 
 from .delivery import Delivery
 from .keys import Keys
-from .store import OnConflict, Put, Store
+from .store import OnConflict, Origin, Put, Store
 
 
 @dataclass
@@ -38,7 +38,7 @@ def is_redis(channel: object) -> bool:
     return isinstance(channel, Channel)
 
 
-def reads_redis(connection: Any) -> bool:
+def goes_to_redis(connection: Any) -> bool:
     """Whether *connection*, a Kombu connection, goes to a Redis; without opening it."""
     return issubclass(connection.get_transport_cls(), Transport)
 
@@ -85,7 +85,7 @@ def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConfl
     """
     link = _link(channel, prefix)
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
-    link.store.put(jobs, deliveries, on_conflict, retried=True)
+    link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED)
 
 
 def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
@@ -134,3 +134,14 @@ def connect(connection: Any, prefix: str) -> Store:
     client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
     # The connection also keeps the channel, which forgets its sockets in the children of a fork.
     return Store(client, _link(channel, prefix).store.keys, owner=connection)
+
+
+def store_of(channel: Channel, prefix: str) -> Store:
+    """The store on that channel's own connections, to be used as long as the channel is."""
+    return _link(channel, prefix).store
+
+
+def deliveries_of(channel: Channel, prefix: str, queues: Iterable[str]) -> dict[str, Delivery]:
+    """Where Kombu's consumers pop the messages of each queue."""
+    link = _link(channel, prefix)
+    return {queue: _delivery(channel, link, queue) for queue in queues}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 
 import redis
 from redis.exceptions import NoPermissionError
@@ -45,12 +45,20 @@ REFUSED_PAUSE = 5.0
 
 @dataclass
 class Counts:
-    """What a dispatcher has done since it started."""
+    """What a dispatcher has done since it started.
+
+    Attributes:
+        last_pass: when it last looked (s since the epoch, by this machine's clock); None: not yet.
+        lag: how long (s) the first job of the last pass that found one had been due.
+    """
 
     passes: int = 0
     moved: int = 0
+    dropped: int = 0
     orphans: int = 0
     errors: int = 0
+    last_pass: float | None = None
+    lag: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,13 @@ class Pass:
     """What one pass did.
 
     Attributes:
-        moved, orphans: jobs handed over; ids dropped for want of a body.
-        again: something was due, so more may be.
+        moved, dropped, orphans: jobs handed over; laid aside, being later than their grace; ids without a body.
+        again: more may leave now.
         deadline: when to look again at the latest.
     """
 
     moved: int
+    dropped: int
     orphans: int
     again: bool
     deadline: Deadline
@@ -90,6 +99,8 @@ class Dispatcher:
         batch_size: jobs that one script call moves at most.
         max_poll_interval: look at least this often (s), even if nobody wakes us.
         position: "back" or "front" of the ready lists.
+        ceilings: topic -> how many ready messages it may have; nothing is moved beyond.
+        finish: called when a job lies aside for anybody to finish; returns at once.
     """
 
     def __init__(
@@ -99,11 +110,15 @@ class Dispatcher:
         batch_size: int = 1000,
         max_poll_interval: float = 1.0,
         position: str = "back",
+        ceilings: Mapping[str, int] | None = None,
+        finish: Callable[[], None] | None = None,
     ) -> None:
         self._connect = connect
         self._batch_size = self._batch_limit = batch_size
         self._max_poll_interval = max_poll_interval
         self._position = position
+        self._ceilings = ceilings or {}
+        self._finish = finish
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._refused: dict[str, float] = {}  # topic -> until when it is left alone (s, monotonic)
@@ -121,6 +136,11 @@ class Dispatcher:
         if self._thread is not None:
             self._thread.join(timeout)
             self._thread = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread is not None and self._thread.is_alive()
 
     def run(self) -> None:
         """Dispatch until :meth:`stop`, whatever happens to the connection. One log line for each change of state."""
@@ -171,24 +191,35 @@ class Dispatcher:
         asked = monotonic()
         tick = store.tick(now_us=now_us)
         seen = _midway(asked)
-        moved = orphans = tried = 0
+        self._begin_pass()
+        if tick.aside and self._finish is not None:
+            self._finish()
+        moved = dropped = orphans = tried = 0
+        deadline = self._deadline(seen, tick.now_us, tick.next)
         for upcoming in tick.due:
             if self._stopping.is_set():
                 break
             if self._refused.get(upcoming.topic, 0.0) <= seen:
+                asked = monotonic()
                 done = self._dispatch(store, upcoming, now_us=now_us)
                 if done is not None:
                     tried += 1
                     moved += done.moved
+                    dropped += done.dropped
                     orphans += done.orphans
-        self.counts.passes += 1
+                    deadline = self._deadline(_midway(asked), done.now_us, done.next)
         if moved:
             logger.debug("delayq dispatcher: moved %d tasks of %d queues", moved, tried)
-        return Pass(moved, orphans, tried > 0, self._deadline(seen, tick.now_us, tick.next))
+        # Where nothing could leave, as from a queue that was paused since the tick, looking at once again is idle.
+        return Pass(moved, dropped, orphans, moved + dropped + orphans > 0, deadline)
+
+    def _begin_pass(self) -> None:
+        self.counts.passes += 1
+        self.counts.last_pass = time()
 
     def _hand_over(self, store: Store, upcoming: Upcoming) -> Deadline | None:
         """Dispatch what we have waited for. None: more is due, look at all."""
-        self.counts.passes += 1
+        self._begin_pass()
         asked = monotonic()
         done = self._dispatch(store, upcoming)
         if done is None or done.left or (done.next and done.next.due_us <= done.now_us):
@@ -201,7 +232,8 @@ class Dispatcher:
         delivery = upcoming.delivery or Delivery.plain(store.keys.ready(topic))
         started = monotonic()
         try:
-            done = store.dispatch(topic, delivery, self._batch_limit, self._position, now_us=now_us)
+            ceiling = self._ceilings.get(topic)
+            done = store.dispatch(topic, delivery, self._batch_limit, self._position, ceiling, now_us=now_us)
         except DelayQError as error:
             self.counts.errors += 1
             self._refused[topic] = started + REFUSED_PAUSE
@@ -210,7 +242,16 @@ class Dispatcher:
         self._refused.pop(topic, None)
         self._adapt(monotonic() - started, done.moved)
         self.counts.moved += done.moved
+        self.counts.dropped += done.dropped
         self.counts.orphans += done.orphans
+        if done.moved:
+            self.counts.lag = max(done.now_us - upcoming.due_us, 0) / SECOND_US
+        if done.dropped:
+            logger.warning(
+                "delayq dispatcher: %d tasks of %r came later than their grace: dropped", done.dropped, topic
+            )
+            if self._finish is not None:
+                self._finish()
         if done.orphans:
             logger.warning("delayq dispatcher: %d ids of %r had no body and were dropped", done.orphans, topic)
         return done

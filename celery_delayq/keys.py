@@ -31,13 +31,42 @@ class Keys:
 
     @property
     def index(self) -> str:
-        """zset: topic -> time (us) of its earliest job."""
+        """zset: topic -> time (us) at which to look at it: its earliest job is due, or it is held back no longer."""
         return self._key("index")
 
     @property
     def topics(self) -> str:
         """hash: topic -> how its jobs are delivered, as :class:`~celery_delayq.delivery.Delivery` writes it."""
         return self._key("topics")
+
+    @property
+    def holds(self) -> str:
+        """zset: topic -> time (us) before which none of its jobs leaves; infinity: paused."""
+        return self._key("holds")
+
+    @property
+    def rates(self) -> str:
+        """hash: topic -> us from one of its jobs to the next, until it has caught up."""
+        return self._key("rates")
+
+    @property
+    def totals(self) -> str:
+        """hash: "moved:", "cancelled:", "dropped:" or "orphans:" and topic -> how many jobs."""
+        return self._key("totals")
+
+    @property
+    def aside(self) -> str:
+        """zset: reason, ":" and id -> time (us) from which anybody may finish it."""
+        return self._key("aside")
+
+    @property
+    def remains(self) -> str:
+        """hash: reason, ":" and id -> body, of jobs that lie aside."""
+        return self._key("remains")
+
+    def journal(self, operation: str) -> str:
+        """hash: topic -> how far a long change of many jobs has come. The only key of ours that expires."""
+        return self._key(f"journal:{operation}")
 
     def schedule(self, topic: str) -> str:
         """zset: id -> due (us)."""
@@ -59,9 +88,20 @@ class Keys:
         """hash: id -> time (us) of the first put, only of jobs with a max_wait."""
         return self._key(f"firsts:{topic}")
 
-    def of_topic(self, topic: str) -> tuple[str, str, str, str, str]:
-        """The five keys of a topic, in the order in which every script takes them."""
-        return self.schedule(topic), self.jobs(topic), self.ties(topic), self.steps(topic), self.firsts(topic)
+    def graces(self, topic: str) -> str:
+        """hash: id -> how late (us) it may be handed over, only of jobs that are dropped then."""
+        return self._key(f"graces:{topic}")
+
+    def of_topic(self, topic: str) -> tuple[str, str, str, str, str, str]:
+        """The six keys of a topic, in the order in which every script takes them."""
+        return (
+            self.schedule(topic),
+            self.jobs(topic),
+            self.ties(topic),
+            self.steps(topic),
+            self.firsts(topic),
+            self.graces(topic),
+        )
 
     @property
     def wake(self) -> str:

@@ -18,6 +18,9 @@ from .errors import shortened
 #: not know into the task's next retry.
 DUE_PROPERTY = "delayq_due"
 
+#: The property that tells when the message was put, by the producer's clock (us since the epoch).
+PUT_PROPERTY = "delayq_put"
+
 
 def read_eta(eta: object) -> datetime:
     """An ``eta`` as Celery's worker reads it: ISO 8601; without an offset it is UTC.

@@ -51,6 +51,18 @@ def _position(value: object) -> str:
     raise ValueError('must be "back" or "front"')
 
 
+def _ceilings(value: object) -> Mapping[str, int] | None:
+    if value is None:
+        return None
+    wrong = ValueError("must map names of queues to whole numbers of 1 or more")
+    if not isinstance(value, Mapping):
+        raise wrong
+    for queue, limit in value.items():
+        if not isinstance(queue, str) or isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise wrong
+    return dict(value)
+
+
 def _setting(default: Any, read: Callable[[object], Any], help: str) -> Any:
     return field(default=default, metadata={"read": read, "help": help})
 
@@ -73,6 +85,12 @@ class Settings:
     )
     ready_position: str = _setting(
         "back", _position, 'A due task goes behind the tasks that are ready already ("back") or before them ("front").'
+    )
+
+    ready_limit: Mapping[str, int] | None = _setting(
+        None,
+        _ceilings,
+        '`{"queue": 1000}`: due tasks of that queue wait while so many messages are ready for its workers.',
     )
 
     @classmethod
@@ -106,12 +124,12 @@ def table() -> str:
     """The settings as a Markdown table."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for f in fields(Settings):
-        default = (
-            f'"{f.default}"'
-            if isinstance(f.default, str)
-            else f"{f.default:g}"
-            if isinstance(f.default, float)
-            else f.default
-        )
-        rows.append(f"| `{PREFIX}{f.name}` | `{default}` | {f.metadata['help']} |")
+        rows.append(f"| `{PREFIX}{f.name}` | `{_written(f.default)}` | {f.metadata['help']} |")
     return "\n".join(rows)
+
+
+def _written(value: object) -> str:
+    """As a user would write it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    return f"{value:g}" if isinstance(value, float) else str(value)

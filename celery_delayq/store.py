@@ -5,25 +5,42 @@ A method for each verb, each one script call; the states and moves stand in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import redis
 
-from .clock import LATEST_US
+from .clock import LATEST_US, SECOND_US
 from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
+from .job import Aside, Load, Page, Place, Waiting
 from .keys import Keys
 from .scripts import Prepared, Value, script
+
+
+class Origin(str, Enum):
+    """Where the jobs of a put come from."""
+
+    #: Somebody who would know if it had been put before.
+    NEW = "new"
+    #: Perhaps a put whose reply was lost: the same body under the same id is that very put, and no conflict.
+    RETRIED = "retried"
+    #: A record of what waited: written as it was, also if its time is past; the same again is no conflict.
+    RESTORED = "restored"
 
 
 class Closable(Protocol):
     """Whatever has connections."""
 
     def close(self) -> None: ...
+
+
+#: A page ends after the portion of jobs that passes so many bytes, so that no reply is huge.
+PAGE_BYTES = 4 * 1024 * 1024
 
 
 class OnConflict(str, Enum):
@@ -47,7 +64,9 @@ class Put:
         at_us: due, in microseconds since the epoch; or
         in_us: due so many microseconds from now on Redis's clock. Exactly one of the two.
         step: priority step; 0 for the plain ready list.
-        max_wait_us: due at the latest so long after the first put of this id, or None.
+        max_wait_us: due at the latest so long after the first put of this id, or None. Of a restored job: when its id
+            was first put, in microseconds since the epoch.
+        grace_us: dropped when it is found later than this after its due time; None to be handed over however late.
     """
 
     topic: str
@@ -57,6 +76,7 @@ class Put:
     in_us: int | None = None
     step: int = 0
     max_wait_us: int | None = None
+    grace_us: int | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -78,8 +98,25 @@ class Moved(Enum):
     OK = "OK"
     #: It does not wait (any more).
     MISSING = "MISSING"
-    #: It waits, but is not due when the caller thought.
+    #: It waits, but is not due when the caller thought, or is another one by now.
     CHANGED = "CHANGED"
+
+
+@dataclass(frozen=True)
+class Move:
+    """Another due time for one waiting job.
+
+    Attributes:
+        at_us, in_us: as of a :class:`Put`.
+        if_due_us: only while it is due then.
+        if_body: only while it has this body.
+    """
+
+    id: str | bytes
+    at_us: int | None = None
+    in_us: int | None = None
+    if_due_us: int | None = None
+    if_body: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +138,14 @@ class Dispatched:
     """What one dispatch did.
 
     Attributes:
-        moved, orphans: jobs handed over; ids dropped for want of a body.
-        left: whether more of the topic is due.
+        moved, dropped, orphans: jobs handed over; laid aside, being later than their grace; ids without a body.
+        left: whether more of the topic may leave now.
         now_us: Redis's clock.
         next: what is due next, of all topics.
     """
 
     moved: int
+    dropped: int
     orphans: int
     left: bool
     now_us: int
@@ -120,17 +158,25 @@ class Tick:
 
     Attributes:
         now_us: Redis's clock.
+        aside: whether a job lies aside for anybody to finish.
         next: the first topic that is not due yet, or not named here.
         due: the topics that are due, the longest overdue first.
     """
 
     now_us: int
+    aside: bool
     next: Upcoming | None
     due: tuple[Upcoming, ...]
 
 
-def _now(now_us: int | None) -> Value:
-    return "" if now_us is None else now_us
+def _or_empty(value: int | float | None) -> Value:
+    """As scripts take an argument that may be missing."""
+    return "" if value is None else value
+
+
+def _digest(body: bytes | None) -> str:
+    """As scripts take a body that they shall compare."""
+    return "" if body is None else hashlib.sha1(body, usedforsecurity=False).hexdigest()
 
 
 class Store:
@@ -143,6 +189,7 @@ class Store:
     def __init__(self, client: redis.Redis, keys: Keys, owner: Closable | None = None) -> None:
         """Use *client*; *owner* is what its connections belong to, and is closed with the store."""
         self.client = client
+        self._redis: Any = client  # redis-py's types leave open what a client that does not decode answers
         self.keys = keys
         self._owner = owner or client
         # What many calls have in common is packed once; both lie on the path from a due time to a started task.
@@ -154,11 +201,11 @@ class Store:
         self._owner.close()
 
     def _prepare_put(
-        self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict, retried: bool, now_us: int | None
+        self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict, origin: Origin, now_us: int | None
     ) -> Prepared:
         """What all puts to the same topics have in common."""
-        keys = [self.keys.index, self.keys.topics]
-        args: list[Value] = [self.keys.wake, _now(now_us), on_conflict.value, "1" if retried else "0", len(ways)]
+        keys = [self.keys.index, self.keys.topics, self.keys.holds]
+        args: list[Value] = [self.keys.wake, _or_empty(now_us), on_conflict.value, origin.value, len(ways)]
         for topic, delivery in ways:
             keys += self.keys.of_topic(topic)
             args += topic, delivery.dumps()
@@ -170,17 +217,17 @@ class Store:
         deliveries: dict[str, Delivery],
         on_conflict: OnConflict = OnConflict.ERROR,
         *,
-        retried: bool = False,
+        origin: Origin = Origin.NEW,
         now_us: int | None = None,
     ) -> int:
         """Store all of *jobs*, or none.
 
         Args:
             deliveries: where the jobs of each topic named by *jobs* go when due.
-            retried: the same body under the same id is this very put, sent again, and no conflict.
+            origin: what may be taken for the same job, and no conflict.
 
         Returns:
-            How many were written; kept ones and retried ones are not counted.
+            How many were written; kept ones, and those that are there already, are not counted.
 
         Raises:
             AlreadyScheduled: a job of that id waits and *on_conflict* is ``ERROR``. Nothing was written.
@@ -190,36 +237,107 @@ class Store:
         args: list[Value] = []
         for job in jobs:
             limit = "" if job.max_wait_us is None else job.max_wait_us
-            args += topics[job.topic], job.id, job.due, job.step, limit, job.body
-        word, detail = self._put(ways, on_conflict, retried, now_us)(self.client, args)
+            grace = "" if job.grace_us is None else job.grace_us
+            args += topics[job.topic], job.id, job.due, job.step, limit, grace, job.body
+        word, detail = self._put(ways, on_conflict, origin, now_us)(self.client, args)
         if word == b"EXISTS":
             raise AlreadyScheduled(detail.decode(errors="replace"))
         return int(detail)
 
-    def delete(self, topic: str, ids: Iterable[str | bytes]) -> list[bool]:
-        """Take back waiting jobs. For each id: True if it waited and is gone now."""
+    def delete(
+        self,
+        topic: str,
+        ids: Iterable[str | bytes],
+        *,
+        bodies: Sequence[bytes] | None = None,
+        lease_us: int | None = None,
+        now_us: int | None = None,
+    ) -> list[bool]:
+        """Take back waiting jobs. For each id: True if it waited and is gone now.
+
+        Args:
+            bodies: one for each id: delete it only while that is its body.
+            lease_us: lay the jobs aside, for the caller to :meth:`forget` within that time; else somebody may
+                :meth:`claim` them.
+        """
         ids = list(ids)
         if not ids:
             return []
-        keys = [self.keys.index, self.keys.topics, *self.keys.of_topic(topic)]
-        return [bool(gone) for gone in script("delete")(self.client, keys, [topic, *ids])]
+        keys = self.keys
+        names = [keys.index, keys.topics, keys.holds, keys.totals, keys.aside, keys.remains, *keys.of_topic(topic)]
+        args: list[Value] = [_or_empty(now_us), topic, _or_empty(lease_us)]
+        for number, id in enumerate(ids):
+            args += id, _digest(bodies[number] if bodies is not None else None)
+        return [bool(gone) for gone in script("delete")(self.client, names, args)]
 
     def move(
         self,
         topic: str,
-        id: str | bytes,
+        moves: Sequence[Move],
         *,
-        at_us: int | None = None,
-        in_us: int | None = None,
-        if_due_us: int | None = None,
+        progress: tuple[str, str, int] | None = None,
         now_us: int | None = None,
-    ) -> Moved:
-        """Make a waiting job due *at_us*, or *in_us* from now; with *if_due_us* only while it is due then."""
-        due = Put(topic, id, b"", at_us, in_us).due
-        expected = "" if if_due_us is None else if_due_us
-        keys = [self.keys.index, self.keys.schedule(topic), self.keys.ties(topic)]
-        reply = script("move")(self.client, keys, [self.keys.wake, _now(now_us), topic, id, due, expected])
-        return Moved(reply[0].decode())
+    ) -> list[Moved]:
+        """Give waiting jobs other due times; what is due already, and moved to the past, keeps its place.
+
+        Args:
+            progress: the name of an operation, how far it has come in this topic, and for how long (ms) to remember
+                that; see :meth:`journal`.
+        """
+        if not moves:
+            return []
+        operation, text, keep_ms = progress or ("", "", 0)
+        keys = self.keys
+        names = [keys.index, keys.holds, keys.schedule(topic), keys.jobs(topic), keys.ties(topic)]
+        args: list[Value] = [keys.wake, _or_empty(now_us), topic, text, keep_ms]
+        for move in moves:
+            due = Put(topic, move.id, b"", move.at_us, move.in_us).due
+            args += move.id, due, _or_empty(move.if_due_us), _digest(move.if_body)
+        replies = script("move")(self.client, [*names, keys.journal(operation)], args)
+        return [Moved(word.decode()) for word in replies]
+
+    def journal(self, operation: str) -> dict[str, str]:
+        """How far a long change of that name has come, by topic; empty if none of that name was broken off."""
+        found = self._redis.hgetall(self.keys.journal(operation))  # topics, never jobs
+        return {topic.decode(): text.decode(errors="surrogateescape") for topic, text in found.items()}
+
+    def end_journal(self, operation: str) -> None:
+        """The long change of that name is complete."""
+        self._redis.delete(self.keys.journal(operation))
+
+    def purge(self, topic: str) -> int:
+        """Take back all that waits in a topic; return how many that were."""
+        keys = self.keys
+        names = [keys.index, keys.topics, keys.totals, *keys.of_topic(topic)]
+        return int(script("purge")(self.client, names, [topic]))
+
+    def pause(self, topic: str) -> bool:
+        """Let none of a topic's jobs leave. True: it was not paused before."""
+        return bool(script("pause")(self.client, [self.keys.index, self.keys.holds, self.keys.rates], [topic]))
+
+    def resume(self, topic: str, interval_us: float | None = None, *, now_us: int | None = None) -> bool:
+        """Let a topic's jobs leave again; at an interval, if given, until nothing is overdue. True: it was paused."""
+        keys = self.keys
+        names = [keys.index, keys.holds, keys.rates, keys.schedule(topic)]
+        args = [keys.wake, _or_empty(now_us), topic, _or_empty(interval_us)]
+        return bool(script("resume")(self.client, names, args))
+
+    def claim(self, lease_us: int, limit: int, *, now_us: int | None = None) -> list[Aside]:
+        """Take up jobs that lie aside; they are the caller's for *lease_us*."""
+        args = [_or_empty(now_us), lease_us, limit]
+        reply = script("claim")(self.client, [self.keys.aside, self.keys.remains], args)
+        return [Aside.read(*pair) for pair in zip(reply[::2], reply[1::2], strict=True)]
+
+    def revoked(self, ids: Sequence[str | bytes]) -> list[Aside]:
+        """Those of *ids* that lie aside since somebody deleted them with a lease."""
+        names = [b"revoked:" + (id if isinstance(id, bytes) else id.encode()) for id in ids]
+        bodies = self._redis.hmget(self.keys.remains, names) if names else []
+        return [Aside.read(name, body) for name, body in zip(names, bodies, strict=True) if body is not None]
+
+    def forget(self, jobs: Iterable[Aside]) -> int:
+        """Throw away jobs that lie aside; return how many were there."""
+        names = [job.name.encode(errors="surrogateescape") for job in jobs]
+        return int(script("forget")(self.client, [self.keys.aside, self.keys.remains], names)) if names else 0
 
     def dispatch(
         self,
@@ -227,24 +345,143 @@ class Store:
         delivery: Delivery,
         limit: int,
         position: str = "back",
+        ceiling: int | None = None,
         *,
         now_us: int | None = None,
     ) -> Dispatched:
-        """Move at most *limit* due jobs of *topic* to its ready lists."""
-        reply = self._dispatch(topic, delivery, limit, position, now_us)(self.client, ())
-        moved, orphans, left, now, *upcoming = reply
-        return Dispatched(moved, orphans, bool(left), now, Upcoming.read(*upcoming))
+        """Move at most *limit* due jobs of *topic* to its ready lists, and none beyond *ceiling* ready messages."""
+        reply = self._dispatch(topic, delivery, limit, position, ceiling, now_us)(self.client, ())
+        moved, dropped, orphans, left, now, *upcoming = reply
+        return Dispatched(moved, dropped, orphans, bool(left), now, Upcoming.read(*upcoming))
 
     def _prepare_dispatch(
-        self, topic: str, delivery: Delivery, limit: int, position: str, now_us: int | None
+        self, topic: str, delivery: Delivery, limit: int, position: str, ceiling: int | None, now_us: int | None
     ) -> Prepared:
-        keys = [self.keys.index, self.keys.topics, *self.keys.of_topic(topic), *delivery.lists]
-        expires = "" if delivery.expires_ms is None else delivery.expires_ms
-        return Prepared(script("dispatch"), keys, [_now(now_us), topic, limit, position, expires, *delivery.steps])
+        keys = self.keys
+        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
+        names += [*keys.of_topic(topic), *delivery.lists]
+        args = [_or_empty(now_us), topic, limit, position, _or_empty(delivery.expires_ms), _or_empty(ceiling)]
+        return Prepared(script("dispatch"), names, [*args, *delivery.steps])
 
     def tick(self, limit: int = 100, *, now_us: int | None = None) -> Tick:
         """Say which topics have due jobs, *limit* at most, and when to look again."""
-        args = [_now(now_us), limit]
-        now, next_us, topic, delivery, *due = script("tick")(self.client, [self.keys.index, self.keys.topics], args)
-        found = [Upcoming.read(now, *pair) for pair in zip(due[::2], due[1::2], strict=True)]
-        return Tick(now, Upcoming.read(next_us, topic, delivery), tuple(one for one in found if one))
+        args = [_or_empty(now_us), limit]
+        names = [self.keys.index, self.keys.topics, self.keys.aside]
+        now, aside, next_us, topic, delivery, *due = script("tick")(self.client, names, args)
+        found = [Upcoming.read(at, *rest) for at, *rest in zip(due[1::3], due[::3], due[2::3], strict=True)]
+        return Tick(now, bool(aside), Upcoming.read(next_us, topic, delivery), tuple(one for one in found if one))
+
+    def now_us(self) -> int:
+        """Redis's clock."""
+        seconds, microseconds = self._redis.time()
+        return int(seconds) * SECOND_US + int(microseconds)
+
+    def topics(self) -> dict[str, Delivery]:
+        """The topics in which a job waits, and where their jobs go."""
+        found = self._redis.hscan_iter(self.keys.topics, count=1000)
+        return {topic.decode(): Delivery.loads(delivery) for topic, delivery in found}
+
+    def paused(self) -> set[str]:
+        """The topics that are paused."""
+        return {topic.decode() for topic in self._redis.zrangebyscore(self.keys.holds, "+inf", "+inf")}
+
+    def counted(self) -> set[str]:
+        """The topics of which anything was ever counted."""
+        return {name.decode().partition(":")[2] for name, _ in self._redis.hscan_iter(self.keys.totals, count=1000)}
+
+    def find(self, id: str | bytes) -> list[Waiting]:
+        """The waiting jobs of that id, at most one in each topic; the one that is due first comes first."""
+        topics = list(self.topics())
+        with self._redis.pipeline(transaction=True) as pipe:
+            for topic in topics:
+                schedule, jobs, _, *sparse = self.keys.of_topic(topic)
+                pipe.zscore(schedule, id)
+                for key in (jobs, *sparse):
+                    pipe.hget(key, id)
+            replies = pipe.execute() if topics else []
+        name = id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
+        found = [
+            _waiting(topic, name, *replies[start : start + 5])
+            for topic, start in zip(topics, range(0, len(replies), 5), strict=True)
+            if replies[start] is not None
+        ]
+        return sorted(found, key=lambda job: job.place)
+
+    def where(self, ids: Sequence[str | bytes]) -> Iterator[tuple[str, list[str | bytes]]]:
+        """The topics in which any of *ids* waits, and which of them wait there."""
+        topics = list(self.topics())
+        with self._redis.pipeline(transaction=False) as pipe:
+            for topic in topics:
+                pipe.zmscore(self.keys.schedule(topic), list(ids))
+            replies = pipe.execute() if topics else []
+        for topic, scores in zip(topics, replies, strict=True):
+            held = [id for id, score in zip(ids, scores, strict=True) if score is not None]
+            if held:
+                yield topic, held
+
+    def page(
+        self,
+        topic: str,
+        *,
+        start_us: int | None = None,
+        stop_us: int | None = None,
+        behind: Place | None = None,
+        limit: int = 1000,
+        backwards: bool = False,
+    ) -> Page:
+        """Read at most *limit* waiting jobs of *topic*, due from *start_us* on and before *stop_us*.
+
+        Args:
+            behind: only what comes behind this place. A job that keeps its place is found once by pages that follow
+                each other so, whatever else comes and goes.
+            backwards: the last due first.
+        """
+        due_us, id = behind or ("", "")
+        order = "desc" if backwards else "asc"
+        args = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
+        schedule, jobs, _, *sparse = self.keys.of_topic(topic)
+        left, pairs, bodies, *columns = script("page")(self.client, [schedule, jobs, *sparse], args)
+        absent: list[bytes | None] = [None] * len(bodies)
+        rows = zip(pairs[::2], pairs[1::2], bodies, *(column or absent for column in columns), strict=True)
+        return Page(tuple(_waiting(topic, *row) for row in rows), left)
+
+    def count(self, topics: Sequence[str], ranges: Sequence[tuple[int | None, int | None]]) -> list[list[int]]:
+        """How many jobs of each topic are due in each half-open range (us; None for no bound)."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for topic in topics:
+                for start_us, stop_us in ranges:
+                    low = "-inf" if start_us is None else start_us
+                    pipe.zcount(self.keys.schedule(topic), low, "+inf" if stop_us is None else f"({stop_us}")
+            counts = pipe.execute() if topics and ranges else []
+        return [counts[start : start + len(ranges)] for start in range(0, len(counts), max(len(ranges), 1))]
+
+    def loads(self, deliveries: dict[str, Delivery]) -> tuple[int, dict[str, Load]]:
+        """Redis's clock (us), and what the topics named hold and have done."""
+        now_us = self.now_us()
+        counters = ("moved", "cancelled", "dropped", "orphans")
+        loads = {}
+        for topic, delivery in deliveries.items():
+            with self._redis.pipeline(transaction=False) as pipe:
+                schedule = self.keys.schedule(topic)
+                pipe.zcard(schedule).zcount(schedule, "-inf", now_us).zrange(schedule, 0, 0, withscores=True)
+                pipe.zscore(self.keys.holds, topic)
+                pipe.hmget(self.keys.totals, [f"{counter}:{topic}" for counter in counters])
+                for ready in delivery.lists:
+                    pipe.llen(ready)
+                waiting, due, head, held_us, totals, *ready_lengths = pipe.execute()
+            head_us = int(head[0][1]) if head else None
+            loads[topic] = Load(waiting, due, head_us, held_us, sum(ready_lengths), *(int(n or 0) for n in totals))
+        return now_us, loads
+
+
+def _waiting(topic: str, id: bytes, due: Any, body: bytes | None, step: Any, first: Any, grace: Any) -> Waiting:
+    """From what Redis holds of a job."""
+    return Waiting(
+        topic,
+        id,
+        int(float(due)),
+        body,
+        int(step or 0),
+        None if first is None else int(float(first)),
+        None if grace is None else int(float(grace)),
+    )

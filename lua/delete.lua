@@ -1,47 +1,81 @@
 -- delete: take back jobs that still wait.
 --
--- KEYS[1]  index     zset  topic -> time (us) of its earliest job
+-- KEYS[1]  index     zset  topic -> time (us) at which to look at it
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered
--- KEYS[3]  schedule  zset  id -> due (us)
--- KEYS[4]  jobs      hash  id -> body
--- KEYS[5]  ties      zset  due (us) -> last score given to a job of that very due
--- KEYS[6]  steps     hash  id -> priority step
--- KEYS[7]  firsts    hash  id -> time (us) of the first put
+-- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
+-- KEYS[4]  totals    hash  'cancelled:' and topic -> how many jobs
+-- KEYS[5]  aside     zset  reason, ':' and id -> time (us) from which anybody may finish it
+-- KEYS[6]  remains   hash  reason, ':' and id -> body
+-- KEYS[7]  schedule  zset  id -> due (us)
+-- KEYS[8]  jobs      hash  id -> body
+-- KEYS[9]  ties      zset  due (us) -> last score given to a job of that very due
+-- KEYS[10] steps     hash  id -> priority step
+-- KEYS[11] firsts    hash  id -> time (us) of the first put
+-- KEYS[12] graces    hash  id -> how late (us) it may be handed over
 --
--- ARGV[1]  topic
--- ARGV[2]  id, and any number more
+-- ARGV[1]  now       us since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic
+-- ARGV[3]  lease     us for which the jobs lie aside for the caller to finish; '' to forget them at once
+-- ARGV[4]  id, and
+-- ARGV[5]  sha1      hex digest: delete it only while this is its body's; '' for whatever body; and any number of pairs
 --
--- Returns  {1 | 0, ...}      for each id: 1 if it waited and is now gone, 0 if it did not wait
+-- Returns  {1 | 0, ...}      for each id: 1 if it waited and is now gone, 0 if it did not wait (or not with that body)
 --          error WRONGTYPE   a key holds something else; nothing was deleted
+--          error BADARG      an argument is unusable; nothing was deleted
 --
--- Moves    waiting -> (nothing)
+-- Moves    waiting -> (nothing); with a lease: waiting -> aside
 -- Cost     O(log n) for each id, n = jobs of the topic
 
-local topic = ARGV[1]
+local now, topic, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
-for position, expected in ipairs({'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash'}) do
+if #ARGV % 2 == 0 then
+  return redis.error_reply('BADARG needs a digest, or an empty string, behind each id')
+end
+local kinds = {'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
+for position, expected in ipairs(kinds) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
 
-local deleted = {}
-for position = 2, #ARGV do
-  local id = ARGV[position]
-  local waited = redis.call('ZREM', KEYS[3], id)
-  redis.call('HDEL', KEYS[4], id)
-  redis.call('HDEL', KEYS[6], id)
-  redis.call('HDEL', KEYS[7], id)
-  deleted[#deleted + 1] = waited
+if lease and not now then
+  local time = redis.call('TIME')
+  now = time[1] * 1000000 + time[2]
 end
 
-local next = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
-if next[2] then
-  redis.call('ZADD', KEYS[1], tonumber(next[2]), topic)
-else
+local replies, deleted = {}, 0
+for position = 4, #ARGV, 2 do
+  local id, sha1 = ARGV[position], ARGV[position + 1]
+  local body = (lease or sha1 ~= '') and redis.call('HGET', KEYS[8], id)
+  local waited = 0
+  if sha1 == '' or (body and redis.sha1hex(body) == sha1) then
+    waited = redis.call('ZREM', KEYS[7], id)
+    redis.call('HDEL', KEYS[8], id)
+    redis.call('HDEL', KEYS[10], id)
+    redis.call('HDEL', KEYS[11], id)
+    redis.call('HDEL', KEYS[12], id)
+  end
+  if waited == 1 and lease and body then
+    redis.call('HSET', KEYS[6], 'revoked:' .. id, body)
+    redis.call('ZADD', KEYS[5], now + lease, 'revoked:' .. id)
+  end
+  deleted = deleted + waited
+  replies[#replies + 1] = waited
+end
+
+if deleted > 0 then
+  redis.call('HINCRBY', KEYS[4], 'cancelled:' .. topic, deleted)
+end
+local due = tonumber(redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2] or nil)
+if not due then
   redis.call('ZREM', KEYS[1], topic)
   redis.call('HDEL', KEYS[2], topic)
-  redis.call('DEL', KEYS[5])
+  redis.call('DEL', KEYS[9])
+elseif deleted > 0 then
+  local place = math.max(due, tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil) or due)
+  if place < math.huge then
+    redis.call('ZADD', KEYS[1], place, topic)
+  end
 end
-return deleted
+return replies

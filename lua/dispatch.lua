@@ -1,49 +1,72 @@
 -- dispatch: move one batch of a topic's due jobs to the ready lists, at once and as they are.
 --
--- KEYS[1]  index     zset  topic -> time (us) of its earliest job
+-- KEYS[1]  index     zset  topic -> time (us) at which to look at it
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered
--- KEYS[3]  schedule  zset  id -> due (us)
--- KEYS[4]  jobs      hash  id -> body
--- KEYS[5]  ties      zset  due (us) -> last score given to a job of that very due
--- KEYS[6]  steps     hash  id -> priority step, only of jobs whose step is not 0
--- KEYS[7]  firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
--- KEYS[8]  ready     list  bodies, popped from the right; and one more key for each further step
+-- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
+-- KEYS[4]  rates     hash  topic -> us from one of its jobs to the next, until it has caught up
+-- KEYS[5]  totals    hash  'moved:', 'dropped:' or 'orphans:' and topic -> how many jobs
+-- KEYS[6]  aside     zset  reason, ':' and id -> time (us) from which anybody may finish it
+-- KEYS[7]  remains   hash  reason, ':' and id -> body
+-- KEYS[8]  schedule  zset  id -> due (us)
+-- KEYS[9]  jobs      hash  id -> body
+-- KEYS[10] ties      zset  due (us) -> last score given to a job of that very due
+-- KEYS[11] steps     hash  id -> priority step, only of jobs whose step is not 0
+-- KEYS[12] firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
+-- KEYS[13] graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
+-- KEYS[14] ready     list  bodies, popped from the right; and one more key for each further step
 --
 -- ARGV[1]  now       us since the epoch; '' for Redis's own clock
 -- ARGV[2]  topic
--- ARGV[3]  limit     jobs to move at most
+-- ARGV[3]  limit     jobs to take at most
 -- ARGV[4]  position  'back': behind what is ready already; 'front': before it
 -- ARGV[5]  expires   ms that every ready list lives from now on; '' for ever
--- ARGV[6]  step      of KEYS[8]; and one more for each further ready list, ascending
+-- ARGV[6]  ceiling   move nothing while so many are ready, and no more than fit; '' for no such limit
+-- ARGV[7]  step      of KEYS[14]; and one more for each further ready list, ascending
 --
--- Returns  {moved, orphans, left, now, next, topic, delivery}
---                            jobs moved; ids dropped because they had no body; 1 if more of the topic is due, else 0;
---                            now (us); and when the first of all topics is due (us), which that is, and its delivery:
---                            -1, '' and '' if nothing waits
+-- Returns  {moved, dropped, orphans, left, now, next, topic, delivery}
+--                            jobs moved; jobs laid aside, since they came too late; ids dropped because they had no
+--                            body; 1 if more of the topic may leave now, else 0; now (us); and when to look at the
+--                            first of all topics (us), which that is, and its delivery: -1, '' and '' if there is none
 --          error WRONGTYPE   a key holds something else; nothing was moved
 --          error BADARG      an argument is unusable; nothing was moved
 --
 -- Moves    waiting -> ready, in the order of due times; jobs of one due in the order of their puts
+--          waiting -> aside, where a job is later than its grace
 -- Cost     O(log n + m), n = jobs of the topic, m = moved
 
 -- Bodies are moved in portions that fit a processor's cache: 100 of 1 kB go a fifth faster than 500. After the portion
 -- that passes this many bytes the rest waits for the next call.
 local PORTION, BYTES = 100, 8 * 1024 * 1024
 
-local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+-- A topic that catches up at a rate gets so many jobs at once as this time (us) allows, one at least; what it could
+-- not use, it may make up for this long (us). One that found its ready list full is looked at again after this (us).
+local SLICE, SLACK, FULL_PAUSE = 10000, 100000, 50000
 
-if not limit or limit < 1 or (position ~= 'back' and position ~= 'front') or #ARGV - 5 ~= #KEYS - 7 or #KEYS < 8 then
+local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local ceiling = tonumber(ARGV[6])
+
+if not limit or limit < 1 or (position ~= 'back' and position ~= 'front') or #ARGV - 6 ~= #KEYS - 13 or #KEYS < 14 then
   return redis.error_reply('BADARG needs a limit of 1 or more, back or front, and a step for each ready list')
 end
 
-local moved, orphans, bytes, portion = 0, 0, 0, 0
-local has_ties, has_steps, has_firsts = false, false, false
-local ids, bodies, heads, delivery
+local moved, dropped, orphans, taken, bytes, portion = 0, 0, 0, 0, 0, 0
+local has_ties, has_steps, has_firsts, has_graces = false, false, false, false
+local ids, dues, bodies, heads, delivery, hold, interval
 
 local function read()
-  portion = math.min(PORTION, limit - moved - orphans)
-  ids = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, portion)
-  bodies = #ids > 0 and redis.call('HMGET', KEYS[4], unpack(ids))
+  portion = math.min(PORTION, limit - taken)
+  dues = {}
+  if has_graces then
+    local found = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now, 'WITHSCORES', 'LIMIT', 0, portion)
+    ids = {}
+    for number = 1, #found, 2 do
+      ids[#ids + 1] = found[number]
+      dues[#dues + 1] = tonumber(found[number + 1])
+    end
+  else
+    ids = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now, 'LIMIT', 0, portion)
+  end
+  bodies = #ids > 0 and redis.call('HMGET', KEYS[9], unpack(ids))
 end
 
 -- Whatever will be written is read here first, so that a foreign type raises before anything has moved.
@@ -54,20 +77,41 @@ local function judge()
   end
   heads = redis.call('ZRANGE', KEYS[1], 0, 1, 'WITHSCORES')
   delivery = redis.call('HGET', KEYS[2], topic)
+  redis.call('HLEN', KEYS[5])
+  hold = tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil)
+  interval = hold and tonumber(redis.call('HGET', KEYS[4], topic) or nil)
+  if redis.call('EXISTS', KEYS[10], KEYS[11], KEYS[12], KEYS[13]) > 0 then
+    has_ties = redis.call('ZCARD', KEYS[10]) > 0
+    has_steps = redis.call('HLEN', KEYS[11]) > 0
+    has_firsts = redis.call('HLEN', KEYS[12]) > 0
+    has_graces = redis.call('HLEN', KEYS[13]) > 0
+    if has_graces then
+      redis.call('ZCARD', KEYS[6])
+      redis.call('HLEN', KEYS[7])
+    end
+  end
+  local ready = 0
+  for list = 14, (has_steps or expires or ceiling) and #KEYS or 14 do
+    ready = ready + redis.call('LLEN', KEYS[list])
+  end
+  if interval then
+    limit = math.min(limit, math.max(1, math.floor(SLICE / interval)))
+  end
+  if ceiling then
+    limit = math.min(limit, math.max(0, ceiling - ready))
+    ceiling = ceiling - ready
+  end
+  if hold and hold > now then
+    limit = 0
+  end
   read()
-  if redis.call('EXISTS', KEYS[5], KEYS[6], KEYS[7]) > 0 then
-    has_ties = redis.call('ZCARD', KEYS[5]) > 0
-    has_steps = redis.call('HLEN', KEYS[6]) > 0
-    has_firsts = redis.call('HLEN', KEYS[7]) > 0
-  end
-  for list = 8, (has_steps or expires) and #KEYS or 8 do
-    redis.call('LLEN', KEYS[list])
-  end
 end
 
 local judged, verdict = pcall(judge)
 if not judged then
-  local kinds = {'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash'}
+  local kinds = {
+    'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash',
+  }
   for number, key in ipairs(KEYS) do
     local expected, found = kinds[number] or 'list', redis.call('TYPE', key).ok
     if found ~= expected and found ~= 'none' then
@@ -79,9 +123,9 @@ end
 
 -- The ready list for a step: the one of the greatest step that is not above it.
 local function ready_list(step)
-  local key = KEYS[8]
-  for list = 9, #KEYS do
-    if step >= tonumber(ARGV[list - 2]) then
+  local key = KEYS[14]
+  for list = 15, #KEYS do
+    if step >= tonumber(ARGV[list - 7]) then
       key = KEYS[list]
     end
   end
@@ -101,24 +145,34 @@ local function push(key, queued)
 end
 
 while #ids > 0 do
-  local steps = has_steps and redis.call('HMGET', KEYS[6], unpack(ids))
+  local steps = has_steps and redis.call('HMGET', KEYS[11], unpack(ids))
+  local graces = has_graces and redis.call('HMGET', KEYS[13], unpack(ids))
 
   -- Take out before pushing in: a full Redis lets a script that has freed memory go on, not one that starts with a
   -- push. The first #ids by rank are these ids: all that is due comes before all that is not.
-  redis.call('HDEL', KEYS[4], unpack(ids))
-  redis.call('ZREMRANGEBYRANK', KEYS[3], 0, #ids - 1)
+  redis.call('HDEL', KEYS[9], unpack(ids))
+  redis.call('ZREMRANGEBYRANK', KEYS[8], 0, #ids - 1)
   if has_steps then
-    redis.call('HDEL', KEYS[6], unpack(ids))
+    redis.call('HDEL', KEYS[11], unpack(ids))
   end
   if has_firsts then
-    redis.call('HDEL', KEYS[7], unpack(ids))
+    redis.call('HDEL', KEYS[12], unpack(ids))
+  end
+  if has_graces then
+    redis.call('HDEL', KEYS[13], unpack(ids))
   end
 
   local lists = {}
   for number = 1, #ids do
     local body = bodies[number]
-    if body then
-      local key = steps and steps[number] and ready_list(tonumber(steps[number])) or KEYS[8]
+    if not body then
+      orphans = orphans + 1
+    elseif graces and graces[number] and dues[number] + tonumber(graces[number]) < now then
+      redis.call('HSET', KEYS[7], 'late:' .. ids[number], body)
+      redis.call('ZADD', KEYS[6], now, 'late:' .. ids[number])
+      dropped = dropped + 1
+    else
+      local key = steps and steps[number] and ready_list(tonumber(steps[number])) or KEYS[14]
       local queued = lists[key]
       if not queued then
         queued = {}
@@ -127,45 +181,81 @@ while #ids > 0 do
       queued[#queued + 1] = body
       bytes = bytes + #body
       moved = moved + 1
-    else
-      orphans = orphans + 1
     end
   end
-  for list = 8, #KEYS do
+  taken = taken + #ids
+  for list = 14, #KEYS do
     if lists[KEYS[list]] then
       push(KEYS[list], lists[KEYS[list]])
     end
   end
 
-  if #ids < portion or moved + orphans >= limit or bytes >= BYTES then
+  if #ids < portion or taken >= limit or bytes >= BYTES then
     break
   end
   read()
 end
 
 if expires and moved > 0 then
-  for list = 8, #KEYS do
+  for list = 14, #KEYS do
     redis.call('PEXPIRE', KEYS[list], expires)
   end
 end
+if moved > 0 then
+  redis.call('HINCRBY', KEYS[5], 'moved:' .. topic, moved)
+end
+if dropped > 0 then
+  redis.call('HINCRBY', KEYS[5], 'dropped:' .. topic, dropped)
+end
+if orphans > 0 then
+  redis.call('HINCRBY', KEYS[5], 'orphans:' .. topic, orphans)
+end
 
-local left = 0
-local due = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or nil)
+-- When to look at this topic again: when its next job is due, but not while it is held back.
+local left, place = 0, nil
+local due = tonumber(redis.call('ZRANGE', KEYS[8], 0, 0, 'WITHSCORES')[2] or nil)
+local overdue = due and due <= now
+local held = hold
+if hold and hold > now then
+  held = hold -- still
+elseif overdue and ceiling and ceiling <= moved then
+  held = now + FULL_PAUSE
+elseif overdue and interval then
+  held = math.ceil(math.max(hold, now - SLACK) + taken * interval)
+else
+  held = nil
+end
+if held ~= hold then
+  if held then
+    redis.pcall('ZADD', KEYS[3], held, topic) -- pcall: a full Redis, and nothing has moved; the next look decides anew
+  else
+    redis.call('ZREM', KEYS[3], topic)
+    if interval then
+      redis.call('HDEL', KEYS[4], topic)
+    end
+  end
+end
+
 if not due then
   redis.call('ZREM', KEYS[1], topic)
   redis.call('HDEL', KEYS[2], topic)
   if has_ties then
-    redis.call('DEL', KEYS[5])
+    redis.call('DEL', KEYS[10])
   end
 else
+  place = math.max(due, held or due)
+  if place == math.huge then
+    place = nil
+    redis.call('ZREM', KEYS[1], topic)
   -- When nothing was due, nothing is written unless it must be: a full Redis refuses a script that starts with this.
-  if moved + orphans > 0 or tonumber(redis.call('ZSCORE', KEYS[1], topic) or nil) ~= due then
-    redis.call('ZADD', KEYS[1], due, topic)
+  elseif taken > 0 or tonumber(redis.call('ZSCORE', KEYS[1], topic) or nil) ~= place then
+    redis.pcall('ZADD', KEYS[1], place, topic)
   end
-  if due <= now then
+  if place and place <= now then
     left = 1
-  elseif has_ties then
-    redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now)
+  end
+  if has_ties and not overdue then
+    redis.call('ZREMRANGEBYSCORE', KEYS[10], '-inf', now)
   end
 end
 
@@ -174,9 +264,9 @@ local other, other_due = heads[1], tonumber(heads[2] or nil)
 if other == topic then
   other, other_due = heads[3], tonumber(heads[4] or nil)
 end
-if due and (not other_due or due <= other_due) then
-  return {moved, orphans, left, now, due, topic, delivery or ''}
+if place and (not other_due or place <= other_due) then
+  return {moved, dropped, orphans, left, now, place, topic, delivery or ''}
 elseif other_due then
-  return {moved, orphans, left, now, other_due, other, redis.call('HGET', KEYS[2], other) or ''}
+  return {moved, dropped, orphans, left, now, other_due, other, redis.call('HGET', KEYS[2], other) or ''}
 end
-return {moved, orphans, left, now, -1, '', ''}
+return {moved, dropped, orphans, left, now, -1, '', ''}

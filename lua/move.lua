@@ -1,29 +1,34 @@
--- move: give a waiting job another due time; its id, its body and its first put stay.
+-- move: give waiting jobs another due time; their ids, bodies and first puts stay.
 --
--- KEYS[1]  index     zset  topic -> time (us) of its earliest job
--- KEYS[2]  schedule  zset  id -> due (us)
--- KEYS[3]  ties      zset  due (us) -> last score given to a job of that very due
+-- KEYS[1]  index     zset  topic -> time (us) at which to look at it
+-- KEYS[2]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
+-- KEYS[3]  schedule  zset  id -> due (us)
+-- KEYS[4]  jobs      hash  id -> body
+-- KEYS[5]  ties      zset  due (us) -> last score given to a job of that very due
+-- KEYS[6]  journal   hash  topic -> how far a long change of many jobs has come
 --
 -- ARGV[1]  channel   where to announce a job that became the earliest; '' for nowhere
 -- ARGV[2]  now       us since the epoch; '' for Redis's own clock
 -- ARGV[3]  topic
--- ARGV[4]  id
--- ARGV[5]  due       us since the epoch, or '+' and us from now; what is past is due now
--- ARGV[6]  if_due    us: move it only while it is due then; '' for whenever
+-- ARGV[4]  progress  what to write into the journal; '' for nothing
+-- ARGV[5]  keep      ms for which the journal is kept
+-- then four for each job:
+--          id
+--          due       us since the epoch, or '+' and us from now; what is past is due now
+--          if_due    us: move it only while it is due then; '' for whenever
+--          sha1      hex digest: move it only while this is its body's; '' for whatever body
 --
--- Returns  {'OK', due}       moved; due: its new place (us)
---          {'MISSING'}       it does not wait
---          {'CHANGED', due}  it waits, but not as if_due says; nothing was changed
+-- Returns  {word, ...}       for each job: 'OK', moved, or due already and moved to no later; 'MISSING', it does not
+--                            wait; 'CHANGED', it waits, but not as if_due or sha1 says, and stays
 --          error WRONGTYPE   a key holds something else; nothing was changed
 --          error BADARG      an argument is unusable; nothing was changed
 --
 -- Moves    waiting -> waiting
--- Cost     O(log n), n = jobs of the topic
+-- Cost     O(log n) for each job, n = jobs of the topic
 
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
 
-local channel, now, topic, id = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local due, if_due = tonumber(ARGV[5]), tonumber(ARGV[6])
+local channel, now, topic, progress, keep = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local function slot(schedule, ties, due)
   if redis.call('ZCOUNT', schedule, due, due + 999) == 0 then
@@ -39,7 +44,7 @@ local function slot(schedule, ties, due)
   return score
 end
 
-for position, expected in ipairs({'zset', 'zset', 'zset'}) do
+for position, expected in ipairs({'zset', 'zset', 'zset', 'hash', 'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
@@ -50,35 +55,55 @@ if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000000 + time[2]
 end
-if not due or due ~= due then
-  return redis.error_reply('BADARG needs a due time')
+if (#ARGV - 5) % 4 ~= 0 or (progress ~= '' and not keep) then
+  return redis.error_reply('BADARG needs four arguments for each job, and a time to keep a journal')
 end
-if string.byte(ARGV[5]) == 43 then -- '+': from now
-  due = now + due
-end
-due = math.max(due, now)
-if due > LATEST - 999 then
-  return redis.error_reply('BADARG due after the year 2255')
+local replies, jobs = {}, {}
+for position = 6, #ARGV, 4 do
+  local id, text, if_due, sha1 = ARGV[position], ARGV[position + 1], tonumber(ARGV[position + 2]), ARGV[position + 3]
+  local due = tonumber(text)
+  if not due or due ~= due then
+    return redis.error_reply('BADARG needs a due time')
+  end
+  if string.byte(text) == 43 then -- '+': from now
+    due = now + due
+  end
+  due = math.max(due, now)
+  if due > LATEST - 999 then
+    return redis.error_reply('BADARG due after the year 2255')
+  end
+  local held = tonumber(redis.call('ZSCORE', KEYS[3], id) or nil)
+  if not held then
+    replies[#replies + 1] = 'MISSING'
+  elseif if_due and if_due ~= held or sha1 ~= '' and redis.sha1hex(redis.call('HGET', KEYS[4], id) or '') ~= sha1 then
+    replies[#replies + 1] = 'CHANGED'
+  else
+    replies[#replies + 1] = 'OK'
+    if due > now or held > now then -- else it is due already, and would only lose its place
+      jobs[#jobs + 1] = {id, due}
+    end
+  end
 end
 
-local held = redis.call('ZSCORE', KEYS[2], id)
-if not held then
-  return {'MISSING'}
-end
-if if_due and if_due ~= tonumber(held) then
-  return {'CHANGED', tonumber(held)}
-end
-
--- ZADD on the job itself comes first: a full Redis refuses it, while nothing is written yet.
+-- ZADD on a job itself comes first: a full Redis refuses it, while nothing is written yet.
 local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-redis.call('ZADD', KEYS[2], LATEST, id)
-local score = slot(KEYS[2], KEYS[3], due)
-redis.call('ZADD', KEYS[2], score, id)
-local earliest = tonumber(redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2])
-redis.call('ZADD', KEYS[1], earliest, topic)
-
--- pcall: where an ACL forbids the channel, dispatchers poll.
-if channel ~= '' and (not head[2] or earliest < tonumber(head[2])) then
-  redis.pcall('PUBLISH', channel, string.format('%.0f', earliest))
+for _, job in ipairs(jobs) do
+  redis.call('ZADD', KEYS[3], LATEST, job[1])
+  redis.call('ZADD', KEYS[3], slot(KEYS[3], KEYS[5], job[2]), job[1])
 end
-return {'OK', score}
+if #jobs > 0 then
+  local due = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2])
+  local place = math.max(due, tonumber(redis.call('ZSCORE', KEYS[2], topic) or nil) or due)
+  if place < math.huge then
+    redis.call('ZADD', KEYS[1], place, topic)
+    -- pcall: where an ACL forbids the channel, dispatchers poll.
+    if channel ~= '' and (not head[2] or place < tonumber(head[2])) then
+      redis.pcall('PUBLISH', channel, string.format('%.0f', place))
+    end
+  end
+end
+if progress ~= '' then
+  redis.call('HSET', KEYS[6], topic, progress)
+  redis.call('PEXPIRE', KEYS[6], keep)
+end
+return replies

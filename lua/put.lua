@@ -1,25 +1,32 @@
 -- put: store jobs until they are due. All of them, or none.
 --
--- KEYS[1]  index     zset  topic -> time (us) of its earliest job
+-- KEYS[1]  index     zset  topic -> time (us) at which to look at it
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered (opaque here)
--- then five for each topic t = 1..T, from KEYS[3 + 5 * (t - 1)]:
+-- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
+-- then six for each topic t = 1..T, from KEYS[4 + 6 * (t - 1)]:
 --          schedule  zset  id -> due (us)
 --          jobs      hash  id -> body
 --          ties      zset  due (us) -> last score given to a job of that very due
 --          steps     hash  id -> priority step, only of jobs whose step is not 0
 --          firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
+--          graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
 --
 -- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
 -- ARGV[2]  now          us since the epoch; '' for Redis's own clock
 -- ARGV[3]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already
--- ARGV[4]  retried      '1': the same bytes under the same id are this very put, sent again
+-- ARGV[4]  origin       'new'
+--                       'retried': the same bytes under the same id are this very put, sent again
+--                       'restored': written as it was, to the microsecond, also if that is past; the same bytes under
+--                       the same id at the same due are this very job
 -- ARGV[5]  T            number of topics
--- then two for each topic: name, delivery; then six for each job:
+-- then two for each topic: name, delivery; then seven for each job:
 --          t         number of its topic
 --          id
 --          due       us since the epoch, or '+' and us from now; what is past is due now
 --          step      priority step, a number; 0 for the plain ready list
 --          max_wait  us: due at the latest this long after the first put; '' for no limit
+--                    (restored: us since the epoch, the first put itself)
+--          grace     us: dropped when it is found later than this; '' to be handed over however late
 --          body
 --
 -- Returns  {'OK', stored}    stored: how many were written; fewer than were sent when some were kept
@@ -35,10 +42,10 @@
 
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
 
-local channel, now, on_conflict, retried = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
+local channel, now, on_conflict, origin = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local topic_count = tonumber(ARGV[5])
 local first_job = 6 + 2 * topic_count
-local is_batch = #ARGV > first_job + 5
+local is_batch = #ARGV > first_job + 6
 
 local function slot(schedule, ties, due)
   if redis.call('ZCOUNT', schedule, due, due + 999) == 0 then
@@ -60,7 +67,7 @@ end
 
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
-local heads, deliveries, jobs, seen, index_head = {}, {}, {}, {}, nil
+local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
 
 local function judge()
   if not now then
@@ -69,48 +76,59 @@ local function judge()
   end
   index_head = head(KEYS[1])
   for topic = 1, topic_count do
-    local base = 5 * (topic - 1)
-    heads[topic] = head(KEYS[base + 3])
+    local base = 6 * (topic - 1)
+    heads[topic] = head(KEYS[base + 4])
+    holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[4 + 2 * topic]) or nil)
     deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[4 + 2 * topic])
-    redis.call('ZCARD', KEYS[base + 5])
+    redis.call('ZCARD', KEYS[base + 6])
   end
-  for position = first_job, #ARGV, 6 do
+  for position = first_job, #ARGV, 7 do
     local topic, id, text, step = tonumber(ARGV[position]), ARGV[position + 1], ARGV[position + 2], ARGV[position + 3]
-    local due, max_wait, body = tonumber(text), tonumber(ARGV[position + 4]), ARGV[position + 5]
+    local due, max_wait, grace = tonumber(text), tonumber(ARGV[position + 4]), tonumber(ARGV[position + 5])
+    local body = ARGV[position + 6]
     if not topic or topic < 1 or topic > topic_count or id == '' or not due or due ~= due or not body then
-      return {err = 'BADARG job ' .. (position - first_job) / 6 + 1 .. ': needs a topic, an id, a due time and a body'}
+      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': needs a topic, an id, a due time and a body'}
     end
     if string.byte(text) == 43 then -- '+': from now
       due = now + due
     end
-    local base = 5 * (topic - 1)
-    local held = redis.call('HGET', KEYS[base + 4], id)
+    local base = 6 * (topic - 1)
+    local held = redis.call('HGET', KEYS[base + 5], id)
     if is_batch then
       local key = topic .. ':' .. id
       held = held or seen[key]
       seen[key] = body
     end
-    local kept = held and (on_conflict == 'keep' or (retried and held == body))
+    local same = held == body and (origin == 'retried'
+      or (origin == 'restored' and tonumber(redis.call('ZSCORE', KEYS[base + 4], id) or nil) == due))
+    local kept = held and (same or on_conflict == 'keep')
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
     end
     if held or step ~= '0' then
-      redis.call('HEXISTS', KEYS[base + 6], id)
+      redis.call('HEXISTS', KEYS[base + 7], id)
     end
     local first
     if held or max_wait then
-      first = tonumber(redis.call('HGET', KEYS[base + 7], id) or nil)
+      first = tonumber(redis.call('HGET', KEYS[base + 8], id) or nil)
     end
-    if max_wait then
-      first = first or now
-      due = math.min(due, first + max_wait)
+    if held or grace then
+      redis.call('HEXISTS', KEYS[base + 9], id)
     end
-    due = math.max(due, now)
+    if origin == 'restored' then
+      first = max_wait
+    else
+      if max_wait then
+        first = first or now
+        due = math.min(due, first + max_wait)
+      end
+      due = math.max(due, now)
+    end
     if due > LATEST - 999 then
-      return {err = 'BADARG job ' .. (position - first_job) / 6 + 1 .. ': due after the year 2255'}
+      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due after the year 2255'}
     end
     if not kept then
-      jobs[#jobs + 1] = {topic, id, due, step, max_wait and first, body, held}
+      jobs[#jobs + 1] = {topic, id, due, step, max_wait and first, grace, body, held}
     end
   end
 end
@@ -119,9 +137,9 @@ local judged, verdict = pcall(judge)
 if verdict and judged then
   return verdict
 elseif not judged then
-  local kinds = {'zset', 'hash', 'zset', 'hash', 'hash'}
+  local kinds = {'zset', 'hash', 'zset', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
   for position, key in ipairs(KEYS) do
-    local expected = position == 1 and 'zset' or position == 2 and 'hash' or kinds[(position - 3) % 5 + 1]
+    local expected = kinds[position <= 3 and position or (position - 4) % 6 + 4]
     local found = redis.call('TYPE', key).ok
     if found ~= expected and found ~= 'none' then
       return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
@@ -133,24 +151,28 @@ end
 -- HSET comes first: a full Redis refuses it, while nothing is written yet.
 local changed = {} -- topic -> due of its earliest job now, where that may have changed
 for _, job in ipairs(jobs) do
-  local topic, id, due, step, first, body, held = unpack(job, 1, 7)
-  local base = 5 * (topic - 1)
-  redis.call('HSET', KEYS[base + 4], id, body)
+  local topic, id, due, step, first, grace, body, held = unpack(job, 1, 8)
+  local base = 6 * (topic - 1)
+  redis.call('HSET', KEYS[base + 5], id, body)
   if held then
-    redis.call('ZREM', KEYS[base + 3], id)
-    redis.call('HDEL', KEYS[base + 6], id)
+    redis.call('ZREM', KEYS[base + 4], id)
     redis.call('HDEL', KEYS[base + 7], id)
+    redis.call('HDEL', KEYS[base + 8], id)
+    redis.call('HDEL', KEYS[base + 9], id)
   end
-  local score = slot(KEYS[base + 3], KEYS[base + 5], due)
-  redis.call('ZADD', KEYS[base + 3], score, id)
+  local score = origin == 'restored' and due or slot(KEYS[base + 4], KEYS[base + 6], due)
+  redis.call('ZADD', KEYS[base + 4], score, id)
   if step ~= '0' then
-    redis.call('HSET', KEYS[base + 6], id, step)
+    redis.call('HSET', KEYS[base + 7], id, step)
   end
   if first then
-    redis.call('HSET', KEYS[base + 7], id, first)
+    redis.call('HSET', KEYS[base + 8], id, first)
+  end
+  if grace then
+    redis.call('HSET', KEYS[base + 9], id, grace)
   end
   if held then
-    heads[topic] = head(KEYS[base + 3])
+    heads[topic] = head(KEYS[base + 4])
     changed[topic] = heads[topic]
   elseif not heads[topic] or score < heads[topic] or not index_head then
     heads[topic] = math.min(heads[topic] or score, score)
@@ -160,8 +182,11 @@ end
 
 local earliest
 for topic, due in pairs(changed) do
-  redis.call('ZADD', KEYS[1], due, ARGV[4 + 2 * topic])
-  earliest = math.min(earliest or due, due)
+  local place = math.max(due, holds[topic] or due)
+  if place < math.huge then
+    redis.call('ZADD', KEYS[1], place, ARGV[4 + 2 * topic])
+    earliest = math.min(earliest or place, place)
+  end
 end
 if #jobs > 0 then
   for topic = 1, topic_count do

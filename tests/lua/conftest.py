@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from celery_delayq.delivery import Delivery
-from celery_delayq.store import OnConflict, Put, Store
+from celery_delayq.store import OnConflict, Origin, Put, Store
 
 #: A moment for scripts that are told the time (us).
 NOW = 1_800_000_000_000_000
@@ -16,10 +16,10 @@ NOW = 1_800_000_000_000_000
 QUEUE = Delivery((0, 3, 6, 9), ("q", "q\x06\x163", "q\x06\x166", "q\x06\x169"))
 
 
-def put(store: Store, *jobs: Put, on_conflict: OnConflict = OnConflict.ERROR, retried: bool = False) -> int:
+def put(store: Store, *jobs: Put, on_conflict: OnConflict = OnConflict.ERROR, origin: Origin = Origin.NEW) -> int:
     """Put at NOW, every topic delivered to the list of its name."""
     deliveries = {job.topic: QUEUE if job.topic == "q" else Delivery.plain(job.topic) for job in jobs}
-    return store.put(jobs, deliveries, on_conflict, retried=retried, now_us=NOW)
+    return store.put(jobs, deliveries, on_conflict, origin=origin, now_us=NOW)
 
 
 def job(id: str | bytes, due: int = 1, *, topic: str = "q", body: bytes | None = None, **more: int) -> Put:

@@ -10,7 +10,7 @@ from celery_delayq.clock import LATEST_US
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled, DelayQError
 from celery_delayq.scripts import script
-from celery_delayq.store import OnConflict, Put, Store
+from celery_delayq.store import OnConflict, Origin, Put, Store
 
 from .conftest import NOW, QUEUE, Contents, job, put, value_of, waiting
 
@@ -183,7 +183,7 @@ def test_the_same_put_again_is_no_conflict(store: Store, contents: Callable[[], 
     before = contents()
 
     for on_conflict in OnConflict:
-        assert put(store, job("a", 999), on_conflict=on_conflict, retried=True) == 0
+        assert put(store, job("a", 999), on_conflict=on_conflict, origin=Origin.RETRIED) == 0
 
     assert before == contents()
 
@@ -193,7 +193,7 @@ def test_other_bytes_sent_again_are_a_conflict(store: Store) -> None:
     put(store, job("a", 5))
 
     with pytest.raises(AlreadyScheduled):
-        put(store, job("a", 5, body=b"other"), retried=True)
+        put(store, job("a", 5, body=b"other"), origin=Origin.RETRIED)
 
 
 def test_only_the_earliest_wakes_the_dispatchers(store: Store) -> None:

@@ -1,0 +1,199 @@
+"""What waits: looked at, counted, drawn up in time. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from typing import Any
+
+from .clock import from_us, moment_of, to_us
+from .delivery import Delivery
+from .job import Place, Waiting
+from .scheduled import Filter, QueueStats, ScheduledTask
+from .store import Store
+
+#: Tasks in memory at once, of all queues together, while many are walked through.
+WALK = 1000
+
+#: More steps than this no agenda needs; each costs a look at each queue.
+AGENDA_STEPS = 100_000
+
+
+class Inspection:
+    """The part of DelayQ that looks."""
+
+    def _store(self) -> AbstractContextManager[Store]:
+        """The store of the broker that tasks are published to, on a connection of the app's pool."""
+        raise NotImplementedError
+
+    def _deliveries(self, queues: set[str]) -> dict[str, Delivery]:
+        """Where workers read the messages of each queue."""
+        raise NotImplementedError
+
+    def get(self, task_id: str) -> ScheduledTask | None:
+        """The waiting task of that id, in whatever queue; of several the one that is due first. None: none waits."""
+        return next(iter(self.get_all(task_id)), None)
+
+    def get_all(self, task_id: str) -> list[ScheduledTask]:
+        """All waiting tasks of that id: one for each queue that it was routed to. The one that is due first comes
+        first.
+        """
+        checked_ids([task_id])
+        with self._store() as store:
+            return [ScheduledTask.read(job) for job in store.find(task_id)]
+
+    def scheduled(
+        self,
+        queue: str | None = None,
+        task: object = None,
+        start: datetime | float | None = None,
+        end: datetime | float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        stamps: Mapping[str, Any] | None = None,
+    ) -> Iterator[ScheduledTask]:
+        """Walk through what waits, in due order, page by page: a million tasks take no more memory than a thousand.
+
+        A task that keeps its place comes exactly once, whatever else comes and goes meanwhile.
+
+        Args:
+            queue: only of this queue.
+            task: only of this task: a task, a name, or a pattern with ``*``.
+            start, end: only what is due from the one on and before the other: a datetime (a naive one is UTC) or
+                seconds since the epoch.
+            headers: only with these headers; 42 and "42" are alike.
+            stamps: only with these values among its stamps.
+
+        Raises:
+            TypeError, ValueError: at once, if there can be no such queue, task, time or header.
+            kombu.exceptions.OperationalError: Redis cannot be reached.
+        """
+        wanted = Filter.of(queue, task, start, end, headers, stamps)
+        return (found for _, found in self._matching(wanted))
+
+    def count(
+        self,
+        queue: str | None = None,
+        task: object = None,
+        start: datetime | float | None = None,
+        end: datetime | float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        stamps: Mapping[str, Any] | None = None,
+    ) -> int:
+        """How many tasks :meth:`scheduled` would give. By queue and time at once; else each message is read."""
+        wanted = Filter.of(queue, task, start, end, headers, stamps)
+        return sum(1 for _ in self._matching(wanted)) if wanted.reads_messages else self._spread(wanted)[1]
+
+    def queues(self) -> list[str]:
+        """The queues for which a task waits, and those that are paused; by name."""
+        with self._store() as store:
+            return sorted({*store.topics(), *store.paused()})
+
+    def paused(self) -> set[str]:
+        """The queues that are paused."""
+        with self._store() as store:
+            return store.paused()
+
+    def agenda(
+        self, start: datetime | float, end: datetime | float, step: timedelta | float
+    ) -> list[tuple[datetime, dict[str, int]]]:
+        """How many tasks become due when: for each step from *start* up to *end*, its beginning and how many of each
+        queue are due in it. Queues without any are left out, steps without any are not.
+
+        Args:
+            step: a timedelta or seconds.
+
+        Raises:
+            ValueError: no step, or too many of them.
+        """
+        begin_us, end_us = to_us(moment_of(start)), to_us(moment_of(end))
+        step_us = round((step if isinstance(step, timedelta) else timedelta(seconds=step)) / timedelta(microseconds=1))
+        if step_us <= 0:
+            raise ValueError(f"step must be more than 0, not {step!r}")
+        if (end_us - begin_us) / step_us > AGENDA_STEPS:
+            raise ValueError(f"more than {AGENDA_STEPS} steps from {start!r} to {end!r}: step must be greater")
+        begins = range(begin_us, end_us, step_us)
+        ranges = [(begin, min(begin + step_us, end_us)) for begin in begins]
+        with self._store() as store:
+            queues = sorted(store.topics())
+            counts = store.count(queues, ranges)
+        return [
+            (from_us(begin), {queue: row[number] for queue, row in zip(queues, counts, strict=True) if row[number]})
+            for number, begin in enumerate(begins)
+        ]
+
+    def stats(self) -> dict[str, QueueStats]:
+        """What each queue holds and has done: those of which a task waits or has ever waited, and the paused ones."""
+        with self._store() as store:
+            queues = {*store.topics(), *store.paused(), *store.counted()}
+            now_us, loads = store.loads(self._deliveries(queues))
+        return {
+            queue: QueueStats(
+                waiting=load.waiting,
+                due=load.due,
+                overdue=timedelta(microseconds=max(now_us - (now_us if load.head_us is None else load.head_us), 0)),
+                paused=load.held_us == float("inf"),
+                ready=load.ready,
+                moved=load.moved,
+                cancelled=load.cancelled,
+                dropped=load.dropped,
+                orphans=load.orphans,
+            )
+            for queue, load in sorted(loads.items())
+        }
+
+    def _spread(self, wanted: Filter) -> tuple[list[str], int]:
+        """The queues that *wanted* may mean, and how many tasks of the right time wait for them."""
+        with self._store() as store:
+            queues = [wanted.queue] if wanted.queue is not None else sorted(store.topics())
+            counts = store.count(queues, [(wanted.start_us, wanted.stop_us)])
+        return queues, sum(row[0] for row in counts)
+
+    def _matching(self, wanted: Filter) -> Iterator[tuple[Waiting, ScheduledTask]]:
+        """What *wanted* means, in due order over all queues."""
+        queues, _ = self._spread(wanted)
+        limit = max(WALK // max(len(queues), 1), 10)
+        walks = [self._walk(queue, wanted, limit) for queue in queues]
+        for _, job in heapq.merge(*walks):
+            found = ScheduledTask.read(job)
+            if wanted.matches(found):
+                yield job, found
+
+    def _walk(self, queue: str, wanted: Filter, limit: int) -> Iterator[tuple[tuple[int, bytes, str], Waiting]]:
+        for jobs, _ in self._pages(queue, wanted, limit):
+            for job in jobs:
+                yield (job.due_us, job.id, queue), job
+
+    def _pages(
+        self, queue: str, wanted: Filter, limit: int, *, behind: Place | None = None, backwards: bool = False
+    ) -> Iterator[tuple[tuple[Waiting, ...], int]]:
+        """The jobs of one queue and the right time, page by page; and how many come behind the page."""
+        while True:
+            with self._store() as store:  # for this page only: whoever walks may take his time, or never come back
+                page = store.page(
+                    queue,
+                    start_us=wanted.start_us,
+                    stop_us=wanted.stop_us,
+                    behind=behind,
+                    limit=limit,
+                    backwards=backwards,
+                )
+            if page.jobs:
+                yield page.jobs, page.left
+            if not page.left or not page.jobs:
+                return
+            behind = page.jobs[-1].place
+
+
+def checked_ids(task_ids: object) -> None:
+    """Refuse what cannot be a task's id.
+
+    Raises:
+        TypeError, ValueError: with the offending value.
+    """
+    for task_id in task_ids:  # type: ignore[attr-defined]  # a sequence
+        if not isinstance(task_id, str):
+            raise TypeError(f"a task id must be a string, not {task_id!r}")
+        if not task_id:
+            raise ValueError("a task id must not be empty")

@@ -1,0 +1,122 @@
+-- page: read the waiting jobs of a topic, page by page, in the order in which they leave or against it. Changes nothing.
+--
+-- KEYS[1]  schedule  zset  id -> due (us)
+-- KEYS[2]  jobs      hash  id -> body
+-- KEYS[3]  steps     hash  id -> priority step
+-- KEYS[4]  firsts    hash  id -> time (us) of the first put
+-- KEYS[5]  graces    hash  id -> how late (us) it may be handed over
+--
+-- ARGV[1]  order     'asc' | 'desc'
+-- ARGV[2]  start     us: only what is due then or later; '' for all
+-- ARGV[3]  stop      us: only what is due before; '' for all
+-- ARGV[4]  due       us: only what comes behind a job of this due
+-- ARGV[5]  id        and this id; '' and '' to begin. It need not wait any more
+-- ARGV[6]  limit     jobs to read at most
+-- ARGV[7]  bytes     read no more after the portion of 100 that passes so many
+--
+-- Returns  {left, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
+--                            how many come behind this page; the last three are empty if no job of the topic has one,
+--                            and hold nothing for a job that has none
+--          error WRONGTYPE   a key holds something else
+--          error BADARG      an argument is unusable
+--
+-- Cost     O(log n + m), n = jobs of the topic, m = jobs read; log n times O(log n) if the job of ARGV[5] is gone
+--
+-- A job that stays where it is comes once, whatever else comes and goes: a page begins behind a job, not at a rank.
+
+local PORTION = 100
+
+local order, start, stop, after_due, after_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
+
+for position, expected in ipairs({'zset', 'hash', 'hash', 'hash', 'hash'}) do
+  local found = redis.call('TYPE', KEYS[position]).ok
+  if found ~= expected and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
+  end
+end
+for _, text in ipairs({start, stop, after_due}) do
+  if text ~= '' and not tonumber(text) then
+    return redis.error_reply('BADARG needs times in us')
+  end
+end
+if (order ~= 'asc' and order ~= 'desc') or not limit or limit < 1 or not bytes then
+  return redis.error_reply('BADARG needs asc or desc, a limit of 1 or more, and a number of bytes')
+end
+
+-- Whether one id stands before another, as a sorted set has them: byte by byte, whatever language Redis speaks.
+local function stands_before(one, other)
+  for position = 1, math.min(#one, #other) do
+    local left, right = string.byte(one, position), string.byte(other, position)
+    if left ~= right then
+      return left < right
+    end
+  end
+  return #one < #other
+end
+
+-- How many jobs stand before the place of ARGV[4] and ARGV[5], and whether that job still stands there.
+local function place()
+  if tonumber(redis.call('ZSCORE', KEYS[1], after_id) or nil) == tonumber(after_due) then
+    return redis.call('ZRANK', KEYS[1], after_id), 1
+  end
+  local low = redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. after_due)
+  local high = low + redis.call('ZCOUNT', KEYS[1], after_due, after_due)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if stands_before(redis.call('ZRANGE', KEYS[1], middle, middle)[1], after_id) then
+      low = middle + 1
+    else
+      high = middle
+    end
+  end
+  return low, 0
+end
+
+-- From here on by rank: first and last of what is left.
+local first = start == '' and 0 or redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. start)
+local last = (stop == '' and redis.call('ZCARD', KEYS[1]) or redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. stop)) - 1
+if after_due ~= '' then
+  local before, there = place()
+  if order == 'asc' then
+    first = math.max(first, before + there)
+  else
+    last = math.min(last, before - 1)
+  end
+end
+
+local pairs_read, bodies, steps, firsts, graces = {}, {}, {}, {}, {}
+local hashes = {}
+for key, values in pairs({[KEYS[3]] = steps, [KEYS[4]] = firsts, [KEYS[5]] = graces}) do
+  if redis.call('EXISTS', key) == 1 then
+    hashes[key] = values
+  end
+end
+while first <= last and #bodies < limit and bytes >= 0 do
+  local portion = math.min(PORTION, limit - #bodies, last - first + 1)
+  local found
+  if order == 'asc' then
+    found = redis.call('ZRANGE', KEYS[1], first, first + portion - 1, 'WITHSCORES')
+    first = first + portion
+  else
+    local length = redis.call('ZCARD', KEYS[1])
+    found = redis.call('ZREVRANGE', KEYS[1], length - 1 - last, length - 2 - last + portion, 'WITHSCORES')
+    last = last - portion
+  end
+  local ids = {}
+  for position = 1, #found, 2 do
+    ids[#ids + 1] = found[position]
+    pairs_read[#pairs_read + 1] = found[position]
+    pairs_read[#pairs_read + 1] = found[position + 1]
+  end
+  for _, body in ipairs(redis.call('HMGET', KEYS[2], unpack(ids))) do
+    bodies[#bodies + 1] = body
+    bytes = bytes - (body and #body or 0)
+  end
+  for key, values in pairs(hashes) do
+    for _, value in ipairs(redis.call('HMGET', key, unpack(ids))) do
+      values[#values + 1] = value
+    end
+  end
+end
+return {math.max(last - first + 1, 0), pairs_read, bodies, steps, firsts, graces}
