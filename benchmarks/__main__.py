@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import burst, duplicates, lateness, memory, publish, scaling, storage
+from . import burst, control, duplicates, lateness, memory, publish, scaling, storage
 from .conditions import Conditions, newest_server
 from .report import Row, table
 
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "publish": publish.run,
     "burst": burst.run,
     "scaling": scaling.run,
+    "control": control.run,
     "storage": storage.run,
     "duplicates": duplicates.run,
     "memory": memory.run,
