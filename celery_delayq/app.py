@@ -13,17 +13,19 @@ from celery.canvas import Signature
 from celery.signals import task_received
 from click import Option
 
-from . import broker
+from . import broker, revoking
 from .bootstep import DispatcherStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .errors import ImproperlyConfigured
+from .finisher import Finisher
 from .message import restore_eta
 from .publishing import Publishing
 from .settings import Settings
 from .store import OnConflict, Store
+from .telling import Telling
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -72,6 +74,7 @@ class DelayQ(Control):
                 )
             )
         self.publishing.join()
+        revoking.join(app)
 
     @cached_property
     def settings(self) -> Settings:
@@ -211,7 +214,18 @@ class DelayQ(Control):
             max_poll_interval=settings.max_poll_interval,
             position=settings.ready_position,
             ceilings=settings.ready_limit,
+            finish=self.finisher.begin,
         )
+
+    @cached_property
+    def finisher(self) -> Finisher:
+        """Finishes in this process what lies aside; begun by its dispatchers."""
+        connection, prefix = self._connection(), self.settings.prefix
+        return Finisher(lambda: broker.connect(connection.clone(), prefix), self._teller.finish)
+
+    @cached_property
+    def _teller(self) -> Telling:
+        return Telling(self.app)
 
     def connect(self) -> Store:
         """Open the store on new connections to the broker that the app's workers read from. To be closed."""

@@ -1,11 +1,13 @@
-"""The dispatcher's place in a worker: wiring only."""
+"""The dispatcher's place in a worker, and in the worker's remote control: wiring only."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.control import inspect_command
 
+from .clock import SECOND_US, from_us
 from .dispatcher import Dispatcher
 
 
@@ -23,6 +25,7 @@ class DispatcherStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, no_delayq_dispatch: bool = False, **options: Any) -> None:
         self._wanted = not no_delayq_dispatch
+        worker.delayq_dispatcher = None
         super().__init__(worker, **options)
 
     def include_if(self, worker: Any) -> bool:
@@ -31,7 +34,28 @@ class DispatcherStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> Dispatcher:
         dispatcher: Dispatcher = worker.app.delayq.dispatcher()
+        worker.delayq_dispatcher = dispatcher
         return dispatcher
+
+    def stop(self, worker: Any) -> None:
+        super().stop(worker)
+        worker.app.delayq.finisher.stop()
+
+    terminate = stop
 
     def info(self, worker: Any) -> dict[str, Any]:
         return {"delayq": vars(self.obj.counts)} if self.obj else {}
+
+
+@inspect_command(name="delayq")  # type: ignore[untyped-decorator]  # Celery's
+def show(state: Any, **_: Any) -> dict[str, Any]:
+    """Show what the dispatcher of delayed tasks does and has done."""
+    dispatcher: Dispatcher | None = getattr(state.consumer.controller, "delayq_dispatcher", None)
+    if dispatcher is None:
+        return {"running": False}
+    last_pass = dispatcher.counts.last_pass
+    return {
+        **vars(dispatcher.counts),
+        "running": dispatcher.running,
+        "last_pass": last_pass and from_us(round(last_pass * SECOND_US)).isoformat(),
+    }

@@ -12,7 +12,7 @@ from .errors import shortened
 from .inspection import Inspection, checked_ids
 from .job import Aside, Place, Waiting
 from .scheduled import Filter, ScheduledTask
-from .store import Move, Moved, Store
+from .store import Move, Moved
 
 #: Tasks that lie aside at once while their end is told, and for how long (us) they are ours. Should we die meanwhile, a
 #: worker tells it after that.
@@ -63,8 +63,8 @@ class Control(Inspection):
                 for queue, ids in store.where(task_ids[start : start + TELLING]):
                     deleted = store.delete(queue, ids, lease_us=LEASE_US if mark else None)
                     gone.update(id for id, won in zip(ids, deleted, strict=True) if won)
-                if mark:
-                    self._tell(store, store.revoked(sorted(gone, key=str)))
+                jobs = store.revoked(sorted(gone, key=str)) if mark else []
+            self._tell(jobs)
             cancelled |= gone
         return len(cancelled)
 
@@ -129,16 +129,20 @@ class Control(Inspection):
             ids, bodies = [job.id for job in some], [job.body or b"" for job in some]
             with self._store() as store:
                 won = store.delete(some[0].topic, ids, bodies=bodies, lease_us=LEASE_US if mark else None)
-                gone = [job for job, mine in zip(some, won, strict=True) if mine]
-                if mark:
-                    self._tell(store, [Aside.of("revoked", job.id, job.body or b"") for job in gone])
+            gone = [job for job, mine in zip(some, won, strict=True) if mine]
+            if mark:
+                self._tell([Aside.of("revoked", job.id, job.body or b"") for job in gone])
             deleted += len(gone)
         return deleted
 
-    def _tell(self, store: Store, jobs: list[Aside]) -> None:
+    def _tell(self, jobs: list[Aside]) -> None:
+        """Tell the end of jobs that lie aside for us. Nobody may hold a store meanwhile: telling takes connections of
+        the same pool, which may have one only.
+        """
         if jobs:
             self._teller.finish(jobs)
-            store.forget(jobs)
+            with self._store() as store:
+                store.forget(jobs)
 
     def reschedule(self, task_id: str, when: datetime | float, if_due: datetime | float | None = None) -> bool:
         """Make a waiting task due at another time. Its id, its message and the time of its put stay.

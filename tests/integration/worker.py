@@ -121,6 +121,17 @@ class Project:
         task_id: str = self.app.send_task(task, args, **options).id
         return task_id
 
+    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Celery's own commands for this project, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "--workdir", str(Path(__file__).parent), "-A", "proj", *arguments],
+            env={**self.environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
     def worker(self, *arguments: str, pool: str = "threads", concurrency: int = 2) -> Worker:
         """A worker, not started."""
         return Worker(self, [f"--pool={pool}", f"--concurrency={concurrency}", *arguments])
