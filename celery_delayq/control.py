@@ -55,12 +55,13 @@ class Control(Inspection):
             How many ids were removed before dispatch. One that is not counted does not wait: it was handed over,
             cancelled already, or never put.
         """
-        checked_ids(task_ids)
+        wanted = checked_ids(task_ids)
+        size = TELLING if mark else BATCH
         cancelled: set[str | bytes] = set()
-        for start in range(0, len(task_ids), TELLING):
+        for start in range(0, len(wanted), size):
             with self._store() as store:
                 gone: set[str | bytes] = set()
-                for queue, ids in store.where(task_ids[start : start + TELLING]):
+                for queue, ids in store.where(wanted[start : start + size]):
                     deleted = store.delete(queue, ids, lease_us=LEASE_US if mark else None)
                     gone.update(id for id, won in zip(ids, deleted, strict=True) if won)
                 jobs = store.revoked(sorted(gone, key=str)) if mark else []
@@ -96,19 +97,15 @@ class Control(Inspection):
             How many were cancelled.
         """
         wanted = _some(Filter.of(queue, task, start, end, headers, stamps), "purge")
-        return self._cancel_matching(wanted, wanted.matches, dry_run, progress, batch_size, mark)
+        return self._cancel_matching(wanted, dry_run, progress, batch_size, mark)
 
     def _cancel_stamped(self, stamps: Mapping[str, Any]) -> int:
         """Take back what ``revoke_by_stamped_headers`` means: tasks with any of these stamps."""
-        each = [Filter.of(stamps={name: value}) for name, value in stamps.items()]
-        if not each:
-            return 0
-        return self._cancel_matching(Filter(), lambda found: any(one.matches(found) for one in each))
+        return sum(self._cancel_matching(Filter.of(stamps={name: value})) for name, value in stamps.items())
 
     def _cancel_matching(
         self,
         wanted: Filter,
-        matches: Callable[[ScheduledTask], bool],
         dry_run: bool = False,
         progress: Progress | None = None,
         batch_size: int = 1000,
@@ -116,7 +113,7 @@ class Control(Inspection):
     ) -> int:
         cancelled = 0
         for jobs in self._batches(wanted, progress, batch_size):
-            meant = [job for job in jobs if matches(ScheduledTask.read(job))]
+            meant = [job for job in jobs if wanted.matches(ScheduledTask.read(job))]
             cancelled += len(meant) if dry_run else self._delete(meant, mark)
         return cancelled
 
@@ -154,24 +151,23 @@ class Control(Inspection):
         Returns:
             False: it does not wait any more, or is due at another time than *if_due*.
         """
-        checked_ids([task_id])
+        ids = checked_ids([task_id])
         at_us = checked_due_us(moment_of(when))
         if_due_us = None if if_due is None else checked_due_us(moment_of(if_due))
-        return self._move([task_id], lambda held: Move(held, at_us=at_us, if_due_us=if_due_us)) > 0
+        return self._move(ids, lambda held: Move(held, at_us=at_us, if_due_us=if_due_us)) > 0
 
     def run_now(self, *task_ids: str) -> int:
         """Make waiting tasks due now; those of a paused queue go when it is resumed. Returns how many waited."""
-        checked_ids(task_ids)
-        return self._move(task_ids, lambda held: Move(held, in_us=0))
+        return self._move(checked_ids(task_ids), lambda held: Move(held, in_us=0))
 
-    def _move(self, task_ids: Sequence[str], move_of: Callable[[str | bytes], Move]) -> int:
+    def _move(self, ids: Sequence[bytes], move_of: Callable[[str | bytes], Move]) -> int:
         """Move tasks in whatever queues they are; return how many ids that were."""
         moved: set[str | bytes] = set()
-        for start in range(0, len(task_ids), BATCH):
+        for start in range(0, len(ids), BATCH):
             with self._store() as store:
-                for queue, ids in store.where(task_ids[start : start + BATCH]):
-                    words = store.move(queue, [move_of(id) for id in ids])
-                    moved.update(id for id, word in zip(ids, words, strict=True) if word is Moved.OK)
+                for queue, held in store.where(ids[start : start + BATCH]):
+                    words = store.move(queue, [move_of(id) for id in held])
+                    moved.update(id for id, word in zip(held, words, strict=True) if word is Moved.OK)
         return len(moved)
 
     def shift_where(
@@ -235,15 +231,17 @@ class Control(Inspection):
         """Jobs of the right queue and time, in batches of one queue each. Tells of progress when one has been used."""
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 100_000:
             raise ValueError(f"batch_size must be a whole number from 1 to 100000, not {batch_size!r}")
-        queues, total = self._spread(wanted)
-        done = 0
-        for queue in queues:
+        spread = self._spread(wanted)
+        total, told, before = sum(spread.values()), 0, 0
+        for queue, held in spread.items():
             place = (behind or {}).get(queue)
-            for jobs, _ in self._pages(queue, wanted, batch_size, behind=place, backwards=backwards):
-                yield jobs
-                done += len(jobs)
-                if progress is not None:
-                    progress(done, max(total, done))
+            for page in self._pages(queue, wanted, batch_size, behind=place, backwards=backwards):
+                if page.jobs:
+                    yield page.jobs
+                told = max(told, before + held - page.left)  # more may come meanwhile; a bar does not go back
+                if progress is not None and total:
+                    progress(min(told, total), total)
+            before += held
 
     def pause(self, queue: str) -> bool:
         """Hold a queue's waiting tasks back, also those that become due, until it is resumed; more may come. It

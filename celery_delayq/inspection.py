@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
 from .clock import from_us, moment_of, to_us
 from .delivery import Delivery
-from .job import Place, Waiting
+from .errors import shortened
+from .job import Page, Place, Waiting
 from .scheduled import Filter, QueueStats, ScheduledTask
 from .store import Store
 
@@ -40,9 +41,9 @@ class Inspection:
         """All waiting tasks of that id: one for each queue that it was routed to. The one that is due first comes
         first.
         """
-        checked_ids([task_id])
+        (id,) = checked_ids([task_id])
         with self._store() as store:
-            return [ScheduledTask.read(job) for job in store.find(task_id)]
+            return [ScheduledTask.read(job) for job in store.find(id)]
 
     def scheduled(
         self,
@@ -83,7 +84,7 @@ class Inspection:
     ) -> int:
         """How many tasks :meth:`scheduled` would give. By queue and time at once; else each message is read."""
         wanted = Filter.of(queue, task, start, end, headers, stamps)
-        return sum(1 for _ in self._matching(wanted)) if wanted.reads_messages else self._spread(wanted)[1]
+        return sum(1 for _ in self._matching(wanted)) if wanted.reads_messages else sum(self._spread(wanted).values())
 
     def queues(self) -> list[str]:
         """The queues for which a task waits, and those that are paused; by name."""
@@ -143,16 +144,16 @@ class Inspection:
             for queue, load in sorted(loads.items())
         }
 
-    def _spread(self, wanted: Filter) -> tuple[list[str], int]:
-        """The queues that *wanted* may mean, and how many tasks of the right time wait for them."""
+    def _spread(self, wanted: Filter) -> dict[str, int]:
+        """The queues that *wanted* may mean, and how many tasks of the right time wait for each."""
         with self._store() as store:
             queues = [wanted.queue] if wanted.queue is not None else sorted(store.topics())
             counts = store.count(queues, [(wanted.start_us, wanted.stop_us)])
-        return queues, sum(row[0] for row in counts)
+        return {queue: row[0] for queue, row in zip(queues, counts, strict=True)}
 
     def _matching(self, wanted: Filter) -> Iterator[tuple[Waiting, ScheduledTask]]:
         """What *wanted* means, in due order over all queues."""
-        queues, _ = self._spread(wanted)
+        queues = self._spread(wanted)
         limit = max(WALK // max(len(queues), 1), 10)
         walks = [self._walk(queue, wanted, limit) for queue in queues]
         for _, job in heapq.merge(*walks):
@@ -161,15 +162,16 @@ class Inspection:
                 yield job, found
 
     def _walk(self, queue: str, wanted: Filter, limit: int) -> Iterator[tuple[tuple[int, bytes, str], Waiting]]:
-        for jobs, _ in self._pages(queue, wanted, limit):
-            for job in jobs:
+        for page in self._pages(queue, wanted, limit):
+            for job in page.jobs:
                 yield (job.due_us, job.id, queue), job
 
     def _pages(
         self, queue: str, wanted: Filter, limit: int, *, behind: Place | None = None, backwards: bool = False
-    ) -> Iterator[tuple[tuple[Waiting, ...], int]]:
-        """The jobs of one queue and the right time, page by page; and how many come behind the page."""
-        while True:
+    ) -> Iterator[Page]:
+        """The jobs of one queue that *wanted* may mean, page by page; a page may be empty, and others come."""
+        left = 1
+        while left:
             with self._store() as store:  # for this page only: whoever walks may take his time, or never come back
                 page = store.page(
                     queue,
@@ -178,22 +180,23 @@ class Inspection:
                     behind=behind,
                     limit=limit,
                     backwards=backwards,
+                    needles=wanted.needles,
                 )
-            if page.jobs:
-                yield page.jobs, page.left
-            if not page.left or not page.jobs:
-                return
-            behind = page.jobs[-1].place
+            yield page
+            behind, left = page.end, page.left
 
 
-def checked_ids(task_ids: object) -> None:
-    """Refuse what cannot be a task's id.
+def checked_ids(task_ids: Iterable[object]) -> list[bytes]:
+    """Ids as the store holds them.
 
     Raises:
-        TypeError, ValueError: with the offending value.
+        TypeError, ValueError: one of *task_ids* cannot be a task's id.
     """
-    for task_id in task_ids:  # type: ignore[attr-defined]  # a sequence
+    checked = []
+    for task_id in task_ids:
         if not isinstance(task_id, str):
-            raise TypeError(f"a task id must be a string, not {task_id!r}")
+            raise TypeError(f"a task id must be a string, not {shortened(task_id)}")
         if not task_id:
             raise ValueError("a task id must not be empty")
+        checked.append(task_id.encode(errors="surrogateescape"))
+    return checked

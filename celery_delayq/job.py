@@ -39,10 +39,16 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Page:
-    """Some waiting jobs of one topic, and how many come behind them."""
+    """Some waiting jobs of one topic.
+
+    Attributes:
+        left: how many come behind this page.
+        end: the last place that was looked at, behind which the next page begins; None: there is nothing.
+    """
 
     jobs: tuple[Waiting, ...]
     left: int
+    end: Place | None
 
 
 @dataclass(frozen=True)

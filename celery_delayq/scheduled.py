@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,13 +16,17 @@ from .errors import shortened
 from .job import Waiting
 from .message import PUT_PROPERTY
 
+#: Text that all who write JSON write alike.
+_PLAIN = re.compile(r"[A-Za-z0-9_.:@-]+")
+
 
 @dataclass(frozen=True)
 class ScheduledTask:
     """One task that waits.
 
     Attributes:
-        id: the task's id.
+        id: the task's id. (One that is no text, as another program may put it, holds lone surrogates, as a file's name
+            would.)
         task: the task's name; None if its message cannot be read.
         argsrepr, kwargsrepr: the arguments as Celery writes them into the message, shortened by Celery.
         queue: the queue that it goes to when due.
@@ -56,7 +61,7 @@ class ScheduledTask:
         put_us = properties.get(PUT_PROPERTY) if job.first_us is None else job.first_us
         priority = properties.get("priority")
         return cls(
-            id=job.id.decode(errors="backslashreplace"),
+            id=job.id.decode(errors="surrogateescape"),
             task=_text(headers.get("task")),
             argsrepr=_text(headers.get("argsrepr")),
             kwargsrepr=_text(headers.get("kwargsrepr")),
@@ -111,7 +116,7 @@ class Filter:
             if value is not None and not (isinstance(value, str) and value):
                 raise TypeError(f"{what} must be a name, not {shortened(value)}")
         for what, value in (("headers", headers), ("stamps", stamps)):
-            if value is not None and not isinstance(value, Mapping):
+            if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
                 raise TypeError(f"{what} must be a mapping of names to values, not {shortened(value)}")
         start_us, stop_us = (None if when is None else checked_due_us(moment_of(when)) for when in (start, end))
         if start_us is not None and stop_us is not None and start_us > stop_us:
@@ -128,6 +133,15 @@ class Filter:
         """Whether it takes the message to tell; else the schedule is enough."""
         return bool(self.task or self.headers or self.stamps)
 
+    @cached_property
+    def needles(self) -> tuple[bytes, ...]:
+        """Bytes that every message that is meant must hold; so that Redis need not send the others."""
+        words = [part for part in (self.task or "").split("*") if _PLAIN.fullmatch(part)]
+        for wanted in (self.headers, self.stamps):
+            words += [f'"{name}"' for name in wanted if _PLAIN.fullmatch(name)]
+            words += [str(value) for value in wanted.values() if _is_written_one_way(value)]
+        return tuple(word.encode() for word in words)
+
     def matches(self, task: ScheduledTask) -> bool:
         """Whether *task*, of the right queue and time, is meant."""
         if self.task is not None:
@@ -137,6 +151,13 @@ class Filter:
                 return False
         stamps = task.headers.get("stamps")
         return _has(task.headers, self.headers) and _has(stamps if isinstance(stamps, Mapping) else {}, self.stamps)
+
+
+def _is_written_one_way(value: object) -> bool:
+    """Whether whatever is :func:`_same` as *value* has the text of it in its JSON."""
+    if isinstance(value, str):
+        return bool(_PLAIN.fullmatch(value)) and value.lower() not in ("true", "false", "none", "nan", "inf")
+    return isinstance(value, int) and not isinstance(value, bool) and 1 < value < 10**15
 
 
 def _has(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

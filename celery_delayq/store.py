@@ -264,7 +264,8 @@ class Store:
         if not ids:
             return []
         keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.totals, keys.aside, keys.remains, *keys.of_topic(topic)]
+        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
+        names += keys.of_topic(topic)
         args: list[Value] = [_or_empty(now_us), topic, _or_empty(lease_us)]
         for number, id in enumerate(ids):
             args += id, _digest(bodies[number] if bodies is not None else None)
@@ -289,7 +290,8 @@ class Store:
         operation, text, keep_ms = progress or ("", "", 0)
         keys = self.keys
         names = [keys.index, keys.holds, keys.schedule(topic), keys.jobs(topic), keys.ties(topic)]
-        args: list[Value] = [keys.wake, _or_empty(now_us), topic, text, keep_ms]
+        written = text.encode(errors="surrogateescape")  # it may name an id of any bytes
+        args: list[Value] = [keys.wake, _or_empty(now_us), topic, written, keep_ms]
         for move in moves:
             due = Put(topic, move.id, b"", move.at_us, move.in_us).due
             args += move.id, due, _or_empty(move.if_due_us), _digest(move.if_body)
@@ -308,7 +310,7 @@ class Store:
     def purge(self, topic: str) -> int:
         """Take back all that waits in a topic; return how many that were."""
         keys = self.keys
-        names = [keys.index, keys.topics, keys.totals, *keys.of_topic(topic)]
+        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic(topic)]
         return int(script("purge")(self.client, names, [topic]))
 
     def pause(self, topic: str) -> bool:
@@ -316,7 +318,10 @@ class Store:
         return bool(script("pause")(self.client, [self.keys.index, self.keys.holds, self.keys.rates], [topic]))
 
     def resume(self, topic: str, interval_us: float | None = None, *, now_us: int | None = None) -> bool:
-        """Let a topic's jobs leave again; at an interval, if given, until nothing is overdue. True: it was paused."""
+        """Let a topic's jobs leave again; at an interval, if given, until nothing is overdue. True: it was paused.
+
+        Without one, a topic that still catches up at an interval lets all leave at once.
+        """
         keys = self.keys
         names = [keys.index, keys.holds, keys.rates, keys.schedule(topic)]
         args = [keys.wake, _or_empty(now_us), topic, _or_empty(interval_us)]
@@ -392,14 +397,14 @@ class Store:
     def find(self, id: str | bytes) -> list[Waiting]:
         """The waiting jobs of that id, at most one in each topic; the one that is due first comes first."""
         topics = list(self.topics())
+        name = id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
         with self._redis.pipeline(transaction=True) as pipe:
             for topic in topics:
                 schedule, jobs, _, *sparse = self.keys.of_topic(topic)
-                pipe.zscore(schedule, id)
+                pipe.zscore(schedule, name)
                 for key in (jobs, *sparse):
-                    pipe.hget(key, id)
+                    pipe.hget(key, name)
             replies = pipe.execute() if topics else []
-        name = id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
         found = [
             _waiting(topic, name, *replies[start : start + 5])
             for topic, start in zip(topics, range(0, len(replies), 5), strict=True)
@@ -409,7 +414,7 @@ class Store:
 
     def where(self, ids: Sequence[str | bytes]) -> Iterator[tuple[str, list[str | bytes]]]:
         """The topics in which any of *ids* waits, and which of them wait there."""
-        topics = list(self.topics())
+        topics = list(self.topics()) if ids else []
         with self._redis.pipeline(transaction=False) as pipe:
             for topic in topics:
                 pipe.zmscore(self.keys.schedule(topic), list(ids))
@@ -428,6 +433,7 @@ class Store:
         behind: Place | None = None,
         limit: int = 1000,
         backwards: bool = False,
+        needles: Sequence[bytes] = (),
     ) -> Page:
         """Read at most *limit* waiting jobs of *topic*, due from *start_us* on and before *stop_us*.
 
@@ -435,15 +441,19 @@ class Store:
             behind: only what comes behind this place. A job that keeps its place is found once by pages that follow
                 each other so, whatever else comes and goes.
             backwards: the last due first.
+            needles: only jobs whose body holds all of these bytes somewhere. The others are not sent here, but looked
+                at; so a page may be empty, and others come.
         """
         due_us, id = behind or ("", "")
         order = "desc" if backwards else "asc"
-        args = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
+        args = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES, *needles]
         schedule, jobs, _, *sparse = self.keys.of_topic(topic)
-        left, pairs, bodies, *columns = script("page")(self.client, [schedule, jobs, *sparse], args)
+        reply = script("page")(self.client, [schedule, jobs, *sparse], args)
+        left, end_us, end_id, pairs, bodies, *columns = reply
         absent: list[bytes | None] = [None] * len(bodies)
         rows = zip(pairs[::2], pairs[1::2], bodies, *(column or absent for column in columns), strict=True)
-        return Page(tuple(_waiting(topic, *row) for row in rows), left)
+        end = Place(int(float(end_us)), end_id) if end_id else None
+        return Page(tuple(_waiting(topic, *row) for row in rows), left, end)
 
     def count(self, topics: Sequence[str], ranges: Sequence[tuple[int | None, int | None]]) -> list[list[int]]:
         """How many jobs of each topic are due in each half-open range (us; None for no bound)."""

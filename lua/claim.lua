@@ -22,8 +22,9 @@ for position, expected in ipairs({'zset', 'hash'}) do
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
-if not lease or lease < 0 or not limit or limit < 1 then
-  return redis.error_reply('BADARG needs a lease and a limit of 1 or more')
+if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (lease and lease % 1 == 0 and lease >= 0)
+  or not (limit and limit % 1 == 0 and limit >= 1) then
+  return redis.error_reply('BADARG needs whole numbers: us since the epoch, a lease, and a limit of 1 or more')
 end
 
 if not now then

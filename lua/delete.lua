@@ -3,15 +3,16 @@
 -- KEYS[1]  index     zset  topic -> time (us) at which to look at it
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered
 -- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
--- KEYS[4]  totals    hash  'cancelled:' and topic -> how many jobs
--- KEYS[5]  aside     zset  reason, ':' and id -> time (us) from which anybody may finish it
--- KEYS[6]  remains   hash  reason, ':' and id -> body
--- KEYS[7]  schedule  zset  id -> due (us)
--- KEYS[8]  jobs      hash  id -> body
--- KEYS[9]  ties      zset  due (us) -> last score given to a job of that very due
--- KEYS[10] steps     hash  id -> priority step
--- KEYS[11] firsts    hash  id -> time (us) of the first put
--- KEYS[12] graces    hash  id -> how late (us) it may be handed over
+-- KEYS[4]  rates     hash  topic -> us from one of its jobs to the next, until it has caught up
+-- KEYS[5]  totals    hash  'cancelled:' and topic -> how many jobs
+-- KEYS[6]  aside     zset  reason, ':' and id -> time (us) from which anybody may finish it
+-- KEYS[7]  remains   hash  reason, ':' and id -> body
+-- KEYS[8]  schedule  zset  id -> due (us)
+-- KEYS[9]  jobs      hash  id -> body
+-- KEYS[10] ties      zset  due (us) -> last score given to a job of that very due
+-- KEYS[11] steps     hash  id -> priority step
+-- KEYS[12] firsts    hash  id -> time (us) of the first put
+-- KEYS[13] graces    hash  id -> how late (us) it may be handed over
 --
 -- ARGV[1]  now       us since the epoch; '' for Redis's own clock
 -- ARGV[2]  topic
@@ -28,10 +29,11 @@
 
 local now, topic, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
-if #ARGV % 2 == 0 then
-  return redis.error_reply('BADARG needs a digest, or an empty string, behind each id')
+if #ARGV % 2 == 0 or (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0))
+  or (ARGV[3] ~= '' and not (lease and lease % 1 == 0 and lease >= 0)) then
+  return redis.error_reply('BADARG needs whole numbers of us, and a digest, or an empty string, behind each id')
 end
-local kinds = {'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
+local kinds = {'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
 for position, expected in ipairs(kinds) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
@@ -47,33 +49,39 @@ end
 local replies, deleted = {}, 0
 for position = 4, #ARGV, 2 do
   local id, sha1 = ARGV[position], ARGV[position + 1]
-  local body = (lease or sha1 ~= '') and redis.call('HGET', KEYS[8], id)
+  local body = (lease or sha1 ~= '') and redis.call('HGET', KEYS[9], id)
   local waited = 0
   if sha1 == '' or (body and redis.sha1hex(body) == sha1) then
-    waited = redis.call('ZREM', KEYS[7], id)
-    redis.call('HDEL', KEYS[8], id)
-    redis.call('HDEL', KEYS[10], id)
+    waited = redis.call('ZREM', KEYS[8], id)
+    redis.call('HDEL', KEYS[9], id)
     redis.call('HDEL', KEYS[11], id)
     redis.call('HDEL', KEYS[12], id)
+    redis.call('HDEL', KEYS[13], id)
   end
   if waited == 1 and lease and body then
-    redis.call('HSET', KEYS[6], 'revoked:' .. id, body)
-    redis.call('ZADD', KEYS[5], now + lease, 'revoked:' .. id)
+    redis.call('HSET', KEYS[7], 'revoked:' .. id, body)
+    redis.call('ZADD', KEYS[6], now + lease, 'revoked:' .. id)
   end
   deleted = deleted + waited
   replies[#replies + 1] = waited
 end
 
 if deleted > 0 then
-  redis.call('HINCRBY', KEYS[4], 'cancelled:' .. topic, deleted)
+  -- pcall: a word where a number should stand must not stop what is gone already.
+  redis.pcall('HINCRBY', KEYS[5], 'cancelled:' .. topic, deleted)
 end
-local due = tonumber(redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2] or nil)
+local due = tonumber(redis.call('ZRANGE', KEYS[8], 0, 0, 'WITHSCORES')[2] or nil)
+local hold = tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil)
 if not due then
   redis.call('ZREM', KEYS[1], topic)
   redis.call('HDEL', KEYS[2], topic)
-  redis.call('DEL', KEYS[9])
+  redis.call('DEL', KEYS[10])
+  if hold and hold < math.huge then -- a pause outlives the jobs; to catch up with, nothing is left
+    redis.call('ZREM', KEYS[3], topic)
+    redis.call('HDEL', KEYS[4], topic)
+  end
 elseif deleted > 0 then
-  local place = math.max(due, tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil) or due)
+  local place = math.max(due, hold or due)
   if place < math.huge then
     redis.call('ZADD', KEYS[1], place, topic)
   end

@@ -45,20 +45,23 @@ local SLICE, SLACK, FULL_PAUSE = 10000, 100000, 50000
 local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local ceiling = tonumber(ARGV[6])
 
-if not limit or limit < 1 or (position ~= 'back' and position ~= 'front') or #ARGV - 6 ~= #KEYS - 13 or #KEYS < 14 then
-  return redis.error_reply('BADARG needs a limit of 1 or more, back or front, and a step for each ready list')
+if not limit or limit < 1 or limit % 1 ~= 0 or (position ~= 'back' and position ~= 'front')
+  or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0)) or #KEYS < 14 or #ARGV - 6 ~= #KEYS - 13
+  or (ARGV[5] ~= '' and not (expires and expires >= 1 and expires % 1 == 0 and expires < 2 ^ 53))
+  or (ARGV[6] ~= '' and not (ceiling and ceiling >= 0 and ceiling % 1 == 0)) then
+  return redis.error_reply(
+    'BADARG needs whole numbers, a limit and an expiry of 1 or more, back or front, and a step for each ready list')
 end
 
-local moved, dropped, orphans, taken, bytes, portion = 0, 0, 0, 0, 0, 0
-local has_ties, has_steps, has_firsts, has_graces = false, false, false, false
-local ids, dues, bodies, heads, delivery, hold, interval
+local moved, dropped, orphans, taken, bytes, counted, portion = 0, 0, 0, 0, 0, 0, 0
+local alone, has_ties, has_steps, has_firsts, has_graces = false, false, false, false, false
+local ids, dues, bodies, heads, delivery, hold, interval, due, due_text
 
 local function read()
   portion = math.min(PORTION, limit - taken)
-  dues = {}
   if has_graces then
     local found = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now, 'WITHSCORES', 'LIMIT', 0, portion)
-    ids = {}
+    ids, dues = {}, {}
     for number = 1, #found, 2 do
       ids[#ids + 1] = found[number]
       dues[#dues + 1] = tonumber(found[number + 1])
@@ -77,10 +80,15 @@ local function judge()
   end
   heads = redis.call('ZRANGE', KEYS[1], 0, 1, 'WITHSCORES')
   delivery = redis.call('HGET', KEYS[2], topic)
-  redis.call('HLEN', KEYS[5])
-  hold = tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil)
-  interval = hold and tonumber(redis.call('HGET', KEYS[4], topic) or nil)
-  if redis.call('EXISTS', KEYS[10], KEYS[11], KEYS[12], KEYS[13]) > 0 then
+  local present = redis.call('EXISTS', KEYS[3], KEYS[10], KEYS[11], KEYS[12], KEYS[13])
+  if present > 0 then
+    hold = tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil)
+    interval = hold and tonumber(redis.call('HGET', KEYS[4], topic) or nil)
+    if present == 1 then -- most often only the pause of another topic
+      present = redis.call('EXISTS', KEYS[10], KEYS[11], KEYS[12], KEYS[13])
+    end
+  end
+  if present > 0 then
     has_ties = redis.call('ZCARD', KEYS[10]) > 0
     has_steps = redis.call('HLEN', KEYS[11]) > 0
     has_firsts = redis.call('HLEN', KEYS[12]) > 0
@@ -90,25 +98,54 @@ local function judge()
       redis.call('HLEN', KEYS[7])
     end
   end
-  local ready = 0
-  for list = 14, (has_steps or expires or ceiling) and #KEYS or 14 do
-    ready = ready + redis.call('LLEN', KEYS[list])
+  local ready = redis.call('LLEN', KEYS[14])
+  if has_steps or expires or ceiling then
+    for list = 15, #KEYS do
+      ready = ready + redis.call('LLEN', KEYS[list])
+      if not tonumber(ARGV[list - 7]) then
+        return redis.error_reply('BADARG needs a step for each ready list')
+      end
+    end
   end
   if interval then
     limit = math.min(limit, math.max(1, math.floor(SLICE / interval)))
   end
   if ceiling then
-    limit = math.min(limit, math.max(0, ceiling - ready))
     ceiling = ceiling - ready
+    limit = math.min(limit, math.max(0, ceiling))
   end
   if hold and hold > now then
     limit = 0
   end
-  read()
+
+  -- One job at a time is the common case: with the next one in sight, nothing need be read again afterwards.
+  local first = redis.call('ZRANGE', KEYS[8], 0, 1, 'WITHSCORES')
+  due, due_text = tonumber(first[2] or nil), first[2]
+  if not due or due > now or limit == 0 then
+    ids = {}
+    return
+  end
+  local after = tonumber(first[4] or nil)
+  alone = limit == 1 or not after or after > now
+  if alone then
+    ids, dues, due, due_text = {first[1]}, {due}, after, first[4]
+    bodies = {redis.call('HGET', KEYS[9], first[1])}
+  else
+    read()
+  end
+  -- To count is to check the type, and spares a call. A full Redis refuses it here, and no longer at the end.
+  local said = redis.pcall('HINCRBY', KEYS[5], 'moved:' .. topic, #ids)
+  if type(said) == 'number' then
+    counted = #ids
+  elseif string.find(said.err, 'WRONGTYPE', 1, true) then
+    error(said)
+  end
 end
 
 local judged, verdict = pcall(judge)
-if not judged then
+if verdict and judged then
+  return verdict
+elseif not judged then
   local kinds = {
     'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash',
   }
@@ -121,25 +158,26 @@ if not judged then
   return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
 end
 
--- The ready list for a step: the one of the greatest step that is not above it.
-local function ready_list(step)
+-- What goes to the ready list for a step: the one of the greatest step that is not above it.
+local function queue_of(lists, step)
   local key = KEYS[14]
   for list = 15, #KEYS do
     if step >= tonumber(ARGV[list - 7]) then
       key = KEYS[list]
     end
   end
-  return key
+  lists[key] = lists[key] or {}
+  return lists[key]
 end
 
 local function push(key, queued)
-  if position == 'front' then
-    local last = #queued
+  local last = #queued
+  if position == 'front' and last > 0 then
     for first = 1, math.floor(last / 2) do
       queued[first], queued[last - first + 1] = queued[last - first + 1], queued[first]
     end
     redis.call('RPUSH', key, unpack(queued))
-  else
+  elseif last > 0 then
     redis.call('LPUSH', key, unpack(queued))
   end
 end
@@ -162,35 +200,33 @@ while #ids > 0 do
     redis.call('HDEL', KEYS[13], unpack(ids))
   end
 
-  local lists = {}
+  local plain = {}
+  local lists = {[KEYS[14]] = plain}
   for number = 1, #ids do
-    local body = bodies[number]
+    local body, queued = bodies[number], plain
     if not body then
       orphans = orphans + 1
-    elseif graces and graces[number] and dues[number] + tonumber(graces[number]) < now then
+      queued = nil
+    elseif graces and graces[number] and dues[number] + (tonumber(graces[number]) or math.huge) < now then
       redis.call('HSET', KEYS[7], 'late:' .. ids[number], body)
       redis.call('ZADD', KEYS[6], now, 'late:' .. ids[number])
       dropped = dropped + 1
-    else
-      local key = steps and steps[number] and ready_list(tonumber(steps[number])) or KEYS[14]
-      local queued = lists[key]
-      if not queued then
-        queued = {}
-        lists[key] = queued
-      end
+      queued = nil
+    elseif steps and steps[number] then
+      queued = queue_of(lists, tonumber(steps[number]) or 0)
+    end
+    if queued then
       queued[#queued + 1] = body
       bytes = bytes + #body
       moved = moved + 1
     end
   end
-  taken = taken + #ids
-  for list = 14, #KEYS do
-    if lists[KEYS[list]] then
-      push(KEYS[list], lists[KEYS[list]])
-    end
+  for key, queued in pairs(lists) do
+    push(key, queued)
   end
 
-  if #ids < portion or taken >= limit or bytes >= BYTES then
+  taken = taken + #ids
+  if alone or #ids < portion or taken >= limit or bytes >= BYTES then
     break
   end
   read()
@@ -201,29 +237,30 @@ if expires and moved > 0 then
     redis.call('PEXPIRE', KEYS[list], expires)
   end
 end
-if moved > 0 then
-  redis.call('HINCRBY', KEYS[5], 'moved:' .. topic, moved)
+-- pcall: a word where a number should stand must not stop what has left already.
+if moved ~= counted and redis.pcall('HINCRBY', KEYS[5], 'moved:' .. topic, moved - counted) == 0 then
+  redis.call('HDEL', KEYS[5], 'moved:' .. topic)
 end
 if dropped > 0 then
-  redis.call('HINCRBY', KEYS[5], 'dropped:' .. topic, dropped)
+  redis.pcall('HINCRBY', KEYS[5], 'dropped:' .. topic, dropped)
 end
 if orphans > 0 then
-  redis.call('HINCRBY', KEYS[5], 'orphans:' .. topic, orphans)
+  redis.pcall('HINCRBY', KEYS[5], 'orphans:' .. topic, orphans)
 end
 
 -- When to look at this topic again: when its next job is due, but not while it is held back.
-local left, place = 0, nil
-local due = tonumber(redis.call('ZRANGE', KEYS[8], 0, 0, 'WITHSCORES')[2] or nil)
+local left, place, held = 0, nil, nil
+if taken > 0 and not alone then
+  due_text = redis.call('ZRANGE', KEYS[8], 0, 0, 'WITHSCORES')[2]
+  due = tonumber(due_text or nil)
+end
 local overdue = due and due <= now
-local held = hold
-if hold and hold > now then
+if hold and hold > now and (due or hold == math.huge) then
   held = hold -- still
 elseif overdue and ceiling and ceiling <= moved then
   held = now + FULL_PAUSE
 elseif overdue and interval then
-  held = math.ceil(math.max(hold, now - SLACK) + taken * interval)
-else
-  held = nil
+  held = math.ceil(math.max(hold, now - SLACK) + moved * interval)
 end
 if held ~= hold then
   if held then
@@ -249,7 +286,7 @@ else
     redis.call('ZREM', KEYS[1], topic)
   -- When nothing was due, nothing is written unless it must be: a full Redis refuses a script that starts with this.
   elseif taken > 0 or tonumber(redis.call('ZSCORE', KEYS[1], topic) or nil) ~= place then
-    redis.pcall('ZADD', KEYS[1], place, topic)
+    redis.pcall('ZADD', KEYS[1], place == due and due_text or place, topic)
   end
   if place and place <= now then
     left = 1

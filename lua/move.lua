@@ -30,13 +30,14 @@ local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score h
 
 local channel, now, topic, progress, keep = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
 
-local function slot(schedule, ties, due)
-  if redis.call('ZCOUNT', schedule, due, due + 999) == 0 then
+-- The score of one more job of this due. `text` is due, too: what came as text costs less than a number to hand on.
+local function slot(schedule, ties, due, text)
+  if redis.call('ZCOUNT', schedule, text, due + 999) == 0 then
     return due
   end
   local mark = string.format('%.0f', due)
   local last = redis.call('ZSCORE', ties, mark)
-  if not last and redis.call('ZCOUNT', schedule, due, due) == 0 then
+  if not last and redis.call('ZCOUNT', schedule, text, text) == 0 then
     return due
   end
   local score = math.min((tonumber(last) or due) + 1, due + 999)
@@ -51,31 +52,34 @@ for position, expected in ipairs({'zset', 'zset', 'zset', 'hash', 'zset', 'hash'
   end
 end
 
+if (#ARGV - 5) % 4 ~= 0 or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
+  or (progress ~= '' and not (keep and keep % 1 == 0 and keep >= 1 and keep < 2 ^ 53)) then
+  return redis.error_reply('BADARG needs whole us since the epoch, four arguments for each job, and a time of 1 ms or '
+    .. 'more to keep a journal')
+end
 if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000000 + time[2]
-end
-if (#ARGV - 5) % 4 ~= 0 or (progress ~= '' and not keep) then
-  return redis.error_reply('BADARG needs four arguments for each job, and a time to keep a journal')
 end
 local replies, jobs = {}, {}
 for position = 6, #ARGV, 4 do
   local id, text, if_due, sha1 = ARGV[position], ARGV[position + 1], tonumber(ARGV[position + 2]), ARGV[position + 3]
   local due = tonumber(text)
-  if not due or due ~= due then
-    return redis.error_reply('BADARG needs a due time')
+  if not due or due % 1 ~= 0 or (ARGV[position + 2] ~= '' and not if_due) or (sha1 ~= '' and #sha1 ~= 40) then
+    return redis.error_reply('BADARG job ' .. (position - 6) / 4 + 1 .. ': needs whole us, and a digest of 40 digits')
   end
   if string.byte(text) == 43 then -- '+': from now
     due = now + due
   end
   due = math.max(due, now)
   if due > LATEST - 999 then
-    return redis.error_reply('BADARG due after the year 2255')
+    return redis.error_reply('BADARG job ' .. (position - 6) / 4 + 1 .. ': due after the year 2255')
   end
   local held = tonumber(redis.call('ZSCORE', KEYS[3], id) or nil)
+  local body = held and sha1 ~= '' and redis.call('HGET', KEYS[4], id)
   if not held then
     replies[#replies + 1] = 'MISSING'
-  elseif if_due and if_due ~= held or sha1 ~= '' and redis.sha1hex(redis.call('HGET', KEYS[4], id) or '') ~= sha1 then
+  elseif if_due and if_due ~= held or sha1 ~= '' and not (body and redis.sha1hex(body) == sha1) then
     replies[#replies + 1] = 'CHANGED'
   else
     replies[#replies + 1] = 'OK'
@@ -89,7 +93,7 @@ end
 local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 for _, job in ipairs(jobs) do
   redis.call('ZADD', KEYS[3], LATEST, job[1])
-  redis.call('ZADD', KEYS[3], slot(KEYS[3], KEYS[5], job[2]), job[1])
+  redis.call('ZADD', KEYS[3], slot(KEYS[3], KEYS[5], job[2], job[2]), job[1])
 end
 if #jobs > 0 then
   local due = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2])

@@ -11,12 +11,15 @@
 -- ARGV[3]  stop      us: only what is due before; '' for all
 -- ARGV[4]  due       us: only what comes behind a job of this due
 -- ARGV[5]  id        and this id; '' and '' to begin. It need not wait any more
--- ARGV[6]  limit     jobs to read at most
--- ARGV[7]  bytes     read no more after the portion of 100 that passes so many
+-- ARGV[6]  limit     jobs to return at most
+-- ARGV[7]  bytes     read no more after the portion of 100 whose bodies pass so many
+-- ARGV[8]  needle    only jobs whose body holds these bytes somewhere; and any number more, all of which it must hold.
+--                    None of them: all jobs
 --
--- Returns  {left, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
---                            how many come behind this page; the last three are empty if no job of the topic has one,
---                            and hold nothing for a job that has none
+-- Returns  {left, due, id, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
+--                            how many come behind this page; the last job that was read, where the next page begins
+--                            ('' and '' if none was); then the page: the last three are empty if no job of the topic
+--                            has one, and hold nothing for a job that has none
 --          error WRONGTYPE   a key holds something else
 --          error BADARG      an argument is unusable
 --
@@ -36,11 +39,12 @@ for position, expected in ipairs({'zset', 'hash', 'hash', 'hash', 'hash'}) do
   end
 end
 for _, text in ipairs({start, stop, after_due}) do
-  if text ~= '' and not tonumber(text) then
+  local time = tonumber(text)
+  if text ~= '' and not (time and time == time) then
     return redis.error_reply('BADARG needs times in us')
   end
 end
-if (order ~= 'asc' and order ~= 'desc') or not limit or limit < 1 or not bytes then
+if (order ~= 'asc' and order ~= 'desc') or not (limit and limit % 1 == 0 and limit >= 1) or not (bytes and bytes >= 0) then
   return redis.error_reply('BADARG needs asc or desc, a limit of 1 or more, and a number of bytes')
 end
 
@@ -85,6 +89,16 @@ if after_due ~= '' then
   end
 end
 
+local function holds_all_needles(body)
+  for number = 8, #ARGV do
+    if not (body and string.find(body, ARGV[number], 1, true)) then
+      return false
+    end
+  end
+  return true
+end
+
+local read_due, read_id = '', ''
 local pairs_read, bodies, steps, firsts, graces = {}, {}, {}, {}, {}
 local hashes = {}
 for key, values in pairs({[KEYS[3]] = steps, [KEYS[4]] = firsts, [KEYS[5]] = graces}) do
@@ -103,20 +117,26 @@ while first <= last and #bodies < limit and bytes >= 0 do
     found = redis.call('ZREVRANGE', KEYS[1], length - 1 - last, length - 2 - last + portion, 'WITHSCORES')
     last = last - portion
   end
-  local ids = {}
+  read_id, read_due = found[#found - 1], found[#found]
+  local ids, held = {}, {}
   for position = 1, #found, 2 do
     ids[#ids + 1] = found[position]
-    pairs_read[#pairs_read + 1] = found[position]
-    pairs_read[#pairs_read + 1] = found[position + 1]
   end
-  for _, body in ipairs(redis.call('HMGET', KEYS[2], unpack(ids))) do
-    bodies[#bodies + 1] = body
+  for number, body in ipairs(redis.call('HMGET', KEYS[2], unpack(ids))) do
     bytes = bytes - (body and #body or 0)
+    if holds_all_needles(body) then
+      bodies[#bodies + 1] = body
+      held[#held + 1] = ids[number]
+      pairs_read[#pairs_read + 1] = ids[number]
+      pairs_read[#pairs_read + 1] = found[2 * number]
+    end
   end
-  for key, values in pairs(hashes) do
-    for _, value in ipairs(redis.call('HMGET', key, unpack(ids))) do
-      values[#values + 1] = value
+  if #held > 0 then
+    for key, values in pairs(hashes) do
+      for _, value in ipairs(redis.call('HMGET', key, unpack(held))) do
+        values[#values + 1] = value
+      end
     end
   end
 end
-return {math.max(last - first + 1, 0), pairs_read, bodies, steps, firsts, graces}
+return {math.max(last - first + 1, 0), read_due, read_id, pairs_read, bodies, steps, firsts, graces}

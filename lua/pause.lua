@@ -8,11 +8,15 @@
 --
 -- Returns  1 | 0             1 if it was not paused before, else 0
 --          error WRONGTYPE   a key holds something else; nothing was changed
+--          error BADARG      no topic; nothing was changed
 --
 -- Cost     O(log t), t = topics
 
 local topic = ARGV[1]
 
+if #ARGV ~= 1 then
+  return redis.error_reply('BADARG needs a topic')
+end
 for position, expected in ipairs({'zset', 'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
@@ -23,7 +27,8 @@ end
 if tonumber(redis.call('ZSCORE', KEYS[2], topic) or nil) == math.huge then
   return 0
 end
-redis.call('ZADD', KEYS[2], 'inf', topic)
-redis.call('HDEL', KEYS[3], topic)
+-- What frees memory comes first: a full Redis refuses a script that begins with anything else.
 redis.call('ZREM', KEYS[1], topic)
+redis.call('HDEL', KEYS[3], topic)
+redis.call('ZADD', KEYS[2], 'inf', topic)
 return 1

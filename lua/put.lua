@@ -44,16 +44,24 @@ local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score h
 
 local channel, now, on_conflict, origin = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local topic_count = tonumber(ARGV[5])
+
+if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count or #KEYS ~= 3 + 6 * topic_count
+  or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace')
+  or (origin ~= 'new' and origin ~= 'retried' and origin ~= 'restored') or (#ARGV - 5 - 2 * topic_count) % 7 ~= 0 then
+  return redis.error_reply('BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, and '
+    .. 'seven for each job')
+end
 local first_job = 6 + 2 * topic_count
 local is_batch = #ARGV > first_job + 6
 
-local function slot(schedule, ties, due)
-  if redis.call('ZCOUNT', schedule, due, due + 999) == 0 then
+-- The score of one more job of this due. `text` is due, too: what came as text costs less than a number to hand on.
+local function slot(schedule, ties, due, text)
+  if redis.call('ZCOUNT', schedule, text, due + 999) == 0 then
     return due
   end
   local mark = string.format('%.0f', due)
   local last = redis.call('ZSCORE', ties, mark)
-  if not last and redis.call('ZCOUNT', schedule, due, due) == 0 then
+  if not last and redis.call('ZCOUNT', schedule, text, text) == 0 then
     return due
   end
   local score = math.min((tonumber(last) or due) + 1, due + 999)
@@ -67,7 +75,7 @@ end
 
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
-local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
+local heads, holds, deliveries, jobs, seen, seen_due, index_head = {}, {}, {}, {}, {}, {}, nil
 
 local function judge()
   if not now then
@@ -78,29 +86,36 @@ local function judge()
   for topic = 1, topic_count do
     local base = 6 * (topic - 1)
     heads[topic] = head(KEYS[base + 4])
-    holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[4 + 2 * topic]) or nil)
     deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[4 + 2 * topic])
     redis.call('ZCARD', KEYS[base + 6])
   end
-  for position = first_job, #ARGV, 7 do
-    local topic, id, text, step = tonumber(ARGV[position]), ARGV[position + 1], ARGV[position + 2], ARGV[position + 3]
-    local due, max_wait, grace = tonumber(text), tonumber(ARGV[position + 4]), tonumber(ARGV[position + 5])
-    local body = ARGV[position + 6]
-    if not topic or topic < 1 or topic > topic_count or id == '' or not due or due ~= due or not body then
-      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': needs a topic, an id, a due time and a body'}
+  local args = ARGV -- a local is found faster
+  for position = first_job, #args, 7 do
+    local id, text, step, body = args[position + 1], args[position + 2], args[position + 3], args[position + 6]
+    local topic, due = tonumber(args[position]), tonumber(text)
+    local max_wait, grace = tonumber(args[position + 4]), tonumber(args[position + 5])
+    if not topic or topic % 1 ~= 0 or topic < 1 or topic > topic_count or id == '' or not due or due % 1 ~= 0
+      or (step ~= '0' and not tonumber(step)) or (not max_wait and args[position + 4] ~= '')
+      or (not grace and args[position + 5] ~= '') or (max_wait and max_wait % 1 ~= 0)
+      or (grace and (grace % 1 ~= 0 or grace < 0)) then
+      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1
+        .. ': needs a topic, an id, and whole numbers for its times and its step'}
     end
     if string.byte(text) == 43 then -- '+': from now
       due = now + due
     end
     local base = 6 * (topic - 1)
     local held = redis.call('HGET', KEYS[base + 5], id)
+    local held_due = held and origin == 'restored' and tonumber(redis.call('ZSCORE', KEYS[base + 4], id) or nil)
     if is_batch then
       local key = topic .. ':' .. id
-      held = held or seen[key]
+      held, held_due = seen[key] or held, seen_due[key] or held_due
       seen[key] = body
+      if origin == 'restored' then
+        seen_due[key] = due
+      end
     end
-    local same = held == body and (origin == 'retried'
-      or (origin == 'restored' and tonumber(redis.call('ZSCORE', KEYS[base + 4], id) or nil) == due))
+    local same = held == body and (origin == 'retried' or (origin == 'restored' and held_due == due))
     local kept = held and (same or on_conflict == 'keep')
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
@@ -124,11 +139,16 @@ local function judge()
       end
       due = math.max(due, now)
     end
-    if due > LATEST - 999 then
-      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due after the year 2255'}
+    if due < 0 or due > LATEST - 999 then
+      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due before 1970 or after the year 2255'}
+    end
+    -- Only where the topic's place in the index may change does it matter whether the topic is held back.
+    if holds[topic] == nil and (held or not heads[topic] or due < heads[topic] or not index_head) then
+      holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[4 + 2 * topic]) or nil) or false
     end
     if not kept then
-      jobs[#jobs + 1] = {topic, id, due, step, max_wait and first, grace, body, held}
+      text = due == tonumber(text) and string.find(text, '^%d+$') and text or due
+      jobs[#jobs + 1] = {topic, id, due, text, step, max_wait and first, grace, body, held}
     end
   end
 end
@@ -151,7 +171,7 @@ end
 -- HSET comes first: a full Redis refuses it, while nothing is written yet.
 local changed = {} -- topic -> due of its earliest job now, where that may have changed
 for _, job in ipairs(jobs) do
-  local topic, id, due, step, first, grace, body, held = unpack(job, 1, 8)
+  local topic, id, due, text, step, first, grace, body, held = unpack(job, 1, 9)
   local base = 6 * (topic - 1)
   redis.call('HSET', KEYS[base + 5], id, body)
   if held then
@@ -160,8 +180,11 @@ for _, job in ipairs(jobs) do
     redis.call('HDEL', KEYS[base + 8], id)
     redis.call('HDEL', KEYS[base + 9], id)
   end
-  local score = origin == 'restored' and due or slot(KEYS[base + 4], KEYS[base + 6], due)
-  redis.call('ZADD', KEYS[base + 4], score, id)
+  local score = due
+  if origin ~= 'restored' and heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
+    score = slot(KEYS[base + 4], KEYS[base + 6], due, text)
+  end
+  redis.call('ZADD', KEYS[base + 4], score == due and text or score, id)
   if step ~= '0' then
     redis.call('HSET', KEYS[base + 7], id, step)
   end

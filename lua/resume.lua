@@ -10,7 +10,7 @@
 -- ARGV[3]  topic
 -- ARGV[4]  interval  us from one job to the next, a fraction too, until nothing is overdue; '' for all at once
 --
--- Returns  1 | 0             1 if it was paused, else 0; a given interval holds in either case
+-- Returns  1 | 0             1 if it was paused, else 0. In either case the interval, or that there is none, holds
 --          error WRONGTYPE   a key holds something else; nothing was changed
 --          error BADARG      an argument is unusable; nothing was changed
 --
@@ -24,8 +24,9 @@ for position, expected in ipairs({'zset', 'zset', 'hash', 'zset'}) do
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
-if ARGV[4] ~= '' and not (interval and interval > 0 and interval < math.huge) then
-  return redis.error_reply('BADARG needs an interval of more than 0 us')
+if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
+  or (ARGV[4] ~= '' and not (interval and interval > 0 and interval < math.huge)) then
+  return redis.error_reply('BADARG needs whole us since the epoch, and an interval of more than 0 us')
 end
 
 if not now then
@@ -33,23 +34,26 @@ if not now then
   now = time[1] * 1000000 + time[2]
 end
 
-local paused = tonumber(redis.call('ZSCORE', KEYS[2], topic) or nil) == math.huge
-if not paused and not interval then
+local hold = tonumber(redis.call('ZSCORE', KEYS[2], topic) or nil)
+if not hold and not interval then
   return 0
 end
 local due = tonumber(redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')[2] or nil)
 local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 -- What frees memory comes first: a full Redis refuses a script that begins with anything else.
 redis.call('ZREM', KEYS[2], topic)
-if interval and due and due <= now then -- else there is nothing to catch up with
-  redis.call('ZADD', KEYS[2], now, topic)
-  redis.call('HSET', KEYS[3], topic, interval)
-end
+redis.call('HDEL', KEYS[3], topic)
 if due then
-  redis.call('ZADD', KEYS[1], due <= now and interval and now or due, topic)
+  local place = due
+  if interval and due <= now then -- else there is nothing to catch up with
+    place = now
+    redis.call('ZADD', KEYS[2], now, topic)
+    redis.call('HSET', KEYS[3], topic, interval)
+  end
+  redis.call('ZADD', KEYS[1], place, topic)
   -- pcall: where an ACL forbids the channel, dispatchers poll.
-  if channel ~= '' and (not head[2] or due < tonumber(head[2])) then
-    redis.pcall('PUBLISH', channel, string.format('%.0f', due))
+  if channel ~= '' and (not head[2] or place < tonumber(head[2])) then
+    redis.pcall('PUBLISH', channel, string.format('%.0f', place))
   end
 end
-return paused and 1 or 0
+return hold == math.huge and 1 or 0

@@ -13,6 +13,7 @@
 --                            waits; then the topics that are due, the longest overdue first, each with the time (us)
 --                            since when it is, and its delivery ('' where it is not known)
 --          error WRONGTYPE   a key holds something else
+--          error BADARG      an argument is unusable
 --
 -- Cost     O(log t + m), t = topics, m = topics that are due
 
@@ -23,6 +24,9 @@ for position, expected in ipairs({'zset', 'hash', 'zset'}) do
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
+end
+if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (limit and limit % 1 == 0 and limit >= 1) then
+  return redis.error_reply('BADARG needs whole numbers: us since the epoch, and a limit of 1 or more')
 end
 
 if not now then
