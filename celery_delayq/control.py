@@ -101,7 +101,12 @@ class Control(Inspection):
 
     def _cancel_stamped(self, stamps: Mapping[str, Any]) -> int:
         """Take back what ``revoke_by_stamped_headers`` means: tasks with any of these stamps."""
-        return sum(self._cancel_matching(Filter.of(stamps={name: value})) for name, value in stamps.items())
+        each = [
+            Filter.of(stamps={name: value})
+            for name, values in stamps.items()
+            for value in (values if isinstance(values, (list, tuple, set)) else [values])
+        ]
+        return sum(self._cancel_matching(one) for one in each)
 
     def _cancel_matching(
         self,

@@ -37,6 +37,18 @@ class Waiting:
         return Place(self.due_us, self.id)
 
 
+class Needle(NamedTuple):
+    """What a body must hold to be meant: some bytes, anywhere, with one of two things behind them.
+
+    Attributes:
+        tail, or_tail: Lua patterns that begin with ``^``; "" for whatever.
+    """
+
+    text: str
+    tail: str = ""
+    or_tail: str = ""
+
+
 @dataclass(frozen=True)
 class Page:
     """Some waiting jobs of one topic.

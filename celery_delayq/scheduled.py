@@ -13,7 +13,7 @@ from typing import Any
 
 from .clock import checked_due_us, from_us, moment_of
 from .errors import shortened
-from .job import Waiting
+from .job import Needle, Waiting
 from .message import PUT_PROPERTY
 
 #: Text that all who write JSON write alike.
@@ -134,13 +134,19 @@ class Filter:
         return bool(self.task or self.headers or self.stamps)
 
     @cached_property
-    def needles(self) -> tuple[bytes, ...]:
-        """Bytes that every message that is meant must hold; so that Redis need not send the others."""
-        words = [part for part in (self.task or "").split("*") if _PLAIN.fullmatch(part)]
+    def needles(self) -> tuple[Needle, ...]:
+        """What every message that is meant must hold; so that Redis need not send the others."""
+        needles = [Needle(part) for part in (self.task or "").split("*") if _PLAIN.fullmatch(part)]
         for wanted in (self.headers, self.stamps):
-            words += [f'"{name}"' for name in wanted if _PLAIN.fullmatch(name)]
-            words += [str(value) for value in wanted.values() if _is_written_one_way(value)]
-        return tuple(word.encode() for word in words)
+            for name, value in wanted.items():
+                text = str(value) if _is_written_one_way(value) else None
+                if text is not None:
+                    needles.append(Needle(text))
+                if _PLAIN.fullmatch(name):
+                    # The value itself, or a list or an object that may hold it.
+                    tails = () if text is None else (f'^%s*:%s*"?{_escaped(text)}["%s,}}.]', "^%s*:%s*[%[{]")
+                    needles.append(Needle(f'"{name}"', *tails))
+        return tuple(needles)
 
     def matches(self, task: ScheduledTask) -> bool:
         """Whether *task*, of the right queue and time, is meant."""
@@ -151,6 +157,11 @@ class Filter:
                 return False
         stamps = task.headers.get("stamps")
         return _has(task.headers, self.headers) and _has(stamps if isinstance(stamps, Mapping) else {}, self.stamps)
+
+
+def _escaped(text: str) -> str:
+    """As it stands for itself in a Lua pattern."""
+    return re.sub(r"([^A-Za-z0-9])", r"%\1", text)
 
 
 def _is_written_one_way(value: object) -> bool:

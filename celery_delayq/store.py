@@ -17,7 +17,7 @@ import redis
 from .clock import LATEST_US, SECOND_US
 from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
-from .job import Aside, Load, Page, Place, Waiting
+from .job import Aside, Load, Needle, Page, Place, Waiting
 from .keys import Keys
 from .scripts import Prepared, Value, script
 
@@ -433,7 +433,7 @@ class Store:
         behind: Place | None = None,
         limit: int = 1000,
         backwards: bool = False,
-        needles: Sequence[bytes] = (),
+        needles: Sequence[Needle] = (),
     ) -> Page:
         """Read at most *limit* waiting jobs of *topic*, due from *start_us* on and before *stop_us*.
 
@@ -441,12 +441,13 @@ class Store:
             behind: only what comes behind this place. A job that keeps its place is found once by pages that follow
                 each other so, whatever else comes and goes.
             backwards: the last due first.
-            needles: only jobs whose body holds all of these bytes somewhere. The others are not sent here, but looked
-                at; so a page may be empty, and others come.
+            needles: only jobs whose body holds all of them. The others are not sent here, but looked at; so a page may
+                be empty, and others come.
         """
         due_us, id = behind or ("", "")
         order = "desc" if backwards else "asc"
-        args = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES, *needles]
+        args = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
+        args += [word for needle in needles for word in needle]
         schedule, jobs, _, *sparse = self.keys.of_topic(topic)
         reply = script("page")(self.client, [schedule, jobs, *sparse], args)
         left, end_us, end_id, pairs, bodies, *columns = reply

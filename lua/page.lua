@@ -13,8 +13,10 @@
 -- ARGV[5]  id        and this id; '' and '' to begin. It need not wait any more
 -- ARGV[6]  limit     jobs to return at most
 -- ARGV[7]  bytes     read no more after the portion of 100 whose bodies pass so many
--- ARGV[8]  needle    only jobs whose body holds these bytes somewhere; and any number more, all of which it must hold.
---                    None of them: all jobs
+-- then three for each needle; only jobs whose body holds all needles are returned:
+--          text      bytes that it holds somewhere
+--          tail      '' or a Lua pattern, beginning with ^, of what follows them there
+--          or_tail   '' or another pattern that will do as well
 --
 -- Returns  {left, due, id, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
 --                            how many come behind this page; the last job that was read, where the next page begins
@@ -46,6 +48,12 @@ for _, text in ipairs({start, stop, after_due}) do
 end
 if (order ~= 'asc' and order ~= 'desc') or not (limit and limit % 1 == 0 and limit >= 1) or not (bytes and bytes >= 0) then
   return redis.error_reply('BADARG needs asc or desc, a limit of 1 or more, and a number of bytes')
+end
+
+for needle = 8, #ARGV, 3 do
+  if ARGV[needle] == '' or not ARGV[needle + 2] then
+    return redis.error_reply('BADARG needs a text and two tails for each needle')
+  end
 end
 
 -- Whether one id stands before another, as a sorted set has them: byte by byte, whatever language Redis speaks.
@@ -89,9 +97,20 @@ if after_due ~= '' then
   end
 end
 
+local function holds(body, text, tail, or_tail)
+  local _, last = string.find(body, text, 1, true)
+  while last do
+    if tail == '' or string.find(body, tail, last + 1) or (or_tail ~= '' and string.find(body, or_tail, last + 1)) then
+      return true
+    end
+    _, last = string.find(body, text, last + 1, true)
+  end
+  return false
+end
+
 local function holds_all_needles(body)
-  for number = 8, #ARGV do
-    if not (body and string.find(body, ARGV[number], 1, true)) then
+  for needle = 8, #ARGV, 3 do
+    if not (body and holds(body, ARGV[needle], ARGV[needle + 1], ARGV[needle + 2])) then
       return false
     end
   end
