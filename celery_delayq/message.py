@@ -42,8 +42,12 @@ def read_eta(eta: object) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
-def without_eta(headers: dict[str, Any], properties: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Headers and properties for what waits: the ``eta`` moved from the ones to the others. The given ones stay."""
+def without_eta(
+    headers: dict[str, Any], properties: dict[str, Any], put_us: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Headers and properties for what waits: the ``eta`` moved from the ones to the others, and when it was put beside
+    it. The given ones stay.
+    """
     eta, reply_to = headers["eta"], properties.get("reply_to")
     return (
         {**headers, "eta": None},
@@ -51,6 +55,7 @@ def without_eta(headers: dict[str, Any], properties: dict[str, Any]) -> tuple[di
             **properties,
             "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
             DUE_PROPERTY: eta.isoformat() if isinstance(eta, datetime) else eta,
+            PUT_PROPERTY: put_us,
         },
     )
 

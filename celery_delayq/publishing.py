@@ -9,7 +9,8 @@ pushes it to a queue. What has no ``eta`` header, and what we leave to stock Cel
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Options of ours for ``apply_async``, signatures and task attributes. None of them enters a message.
-OPTIONS = ("on_conflict", "max_wait")
+OPTIONS = ("on_conflict", "max_wait", "late", "grace")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Wish:
     """What the caller of one publish asked of us.
 
     Attributes:
+        max_wait_us: due at the latest so long after the first put of the id, or None.
+        grace_us: dropped when found later than this after the due time; None: run, however late.
         explicit: the caller named us (``apply_at``, or an option of ours): put, whatever the settings say.
         countdown: seconds from now, if the due time was given so; to be counted on Redis's clock.
         counted_eta: the ``eta`` header that Celery made of the countdown by its own clock.
@@ -48,39 +51,68 @@ class Wish:
 
     on_conflict: OnConflict
     max_wait_us: int | None
+    grace_us: int | None
     explicit: bool
     countdown: float | None = None
     counted_eta: str | None = None
 
 
-def read_options(options: dict[str, Any], task: object = None) -> tuple[OnConflict, int | None, bool]:
+def read_options(
+    options: dict[str, Any], task: object = None, countdown: float | None = None, counted_eta: str | None = None
+) -> Wish:
     """Take our options out of *options*; what they do not say, the attributes of *task* do.
-
-    Returns:
-        What to do on a conflict, the longest wait (us) or None, and whether *options* named any of it.
 
     Raises:
         ValueError, TypeError: an option has no such value.
     """
     given = {name: options.pop(name) for name in OPTIONS if name in options}
     word = given.get("on_conflict")
-    max_wait = given.get("max_wait")
     if word is None:
         word = getattr(task, "on_conflict", None) or OnConflict.REPLACE
-    if max_wait is None:
-        max_wait = getattr(task, "max_wait", None)
     try:
         on_conflict = OnConflict(word)
     except ValueError:
         raise ValueError(f'on_conflict must be "error", "keep" or "replace", not {shortened(word)}') from None
+    return Wish(
+        on_conflict, _max_wait_us(given, task, on_conflict), _grace_us(given, task), bool(given), countdown, counted_eta
+    )
+
+
+def _max_wait_us(given: Mapping[str, Any], task: object, on_conflict: OnConflict) -> int | None:
+    max_wait = given.get("max_wait")
     if max_wait is None:
-        return on_conflict, None, bool(given)
+        max_wait = getattr(task, "max_wait", None)
+    if max_wait is None:
+        return None
     if on_conflict is not OnConflict.REPLACE:
         raise ValueError(f'max_wait limits on_conflict="replace"; it means nothing with "{on_conflict.value}"')
-    seconds = seconds_of(max_wait, "max_wait")
+    return _microseconds(max_wait, "max_wait")
+
+
+def _grace_us(given: Mapping[str, Any], task: object) -> int | None:
+    late, grace = given.get("late"), given.get("grace")
+    if late is None:
+        late = getattr(task, "late", None)
+        if not isinstance(late, str):  # a common word: what else a task keeps under it is none of ours
+            late = "run"
+    if late == "run":
+        if grace is not None:
+            raise ValueError('grace says how late is too late: it needs late="drop" beside it')
+        return None
+    if late != "drop":
+        raise ValueError(f'late must be "run" or "drop", not {shortened(late)}')
+    if grace is None:
+        grace = getattr(task, "grace", None)
+    if grace is None:
+        raise ValueError('late="drop" needs grace: how late is too late, in seconds or as a timedelta')
+    return _microseconds(grace, "grace")
+
+
+def _microseconds(value: object, name: str) -> int:
+    seconds = seconds_of(value, name)
     if seconds < 0:
-        raise ValueError(f"max_wait must be 0 or more, not {max_wait!r}")
-    return on_conflict, round(seconds * SECOND_US), bool(given)
+        raise ValueError(f"{name} must be 0 or more, not {value!r}")
+    return round(seconds * SECOND_US)
 
 
 class _Message(NamedTuple):
@@ -131,13 +163,12 @@ class Publishing:
         """Stand in for ``amqp.send_task_message``: the same call, with a producer that puts what is delayed."""
         if isinstance(producer, _Delaying):  # somebody has wrapped our function and put it in place of Celery's
             return stock(producer, name, message, **options)
-        on_conflict, max_wait_us, explicit = read_options(options, self._app._tasks.get(name))
         headers = message[0]
+        countdown = getattr(message, "countdown", None)
+        counted_eta = headers.get("eta") if countdown and headers else None
+        wish = read_options(options, self._app._tasks.get(name), countdown, counted_eta)
         if not isinstance(producer, Producer) or not headers or not headers.get("task"):
             return stock(producer, name, message, **options)  # message protocol 1: the eta is inside the signed body
-        countdown = getattr(message, "countdown", None)
-        counted_eta = headers.get("eta") if countdown else None
-        wish = Wish(on_conflict, max_wait_us, explicit, countdown, counted_eta)
         return stock(_delaying(producer, self, wish), name, message, **options)
 
     def due_of(self, wish: Wish, eta: object) -> dict[str, int] | None:
@@ -241,13 +272,21 @@ class _Delaying:
                     priority,
                     content_type,
                     content_encoding,
-                    *without_eta(headers, properties),
+                    *without_eta(headers, properties, time.time_ns() // 1000),
                     exchange,
                     routing_key,
                 )
                 # Made once, not again for each retry: a put that finds these very bytes knows itself.
                 self._made = [
-                    Put(queue, headers["id"], message, step=step, max_wait_us=self._wish.max_wait_us, **due)
+                    Put(
+                        queue,
+                        headers["id"],
+                        message,
+                        step=step,
+                        max_wait_us=self._wish.max_wait_us,
+                        grace_us=self._wish.grace_us,
+                        **due,
+                    )
                     for queue in queues
                 ]
             broker.put(channel, self._joint.prefix, self._made, self._wish.on_conflict)

@@ -67,20 +67,19 @@ def test_a_group_is_a_group(add: Any, inside: Inside) -> None:
     result = apply_delayed(group(add.s(1, 1), add.s(2, 2)), 60)
     assert isinstance(result, GroupResult)
     assert {child.id for child in result.children} == {job.id for job in inside.waiting()}
-    inside.client.flushdb()
 
 
 def test_our_options_do_not_enter_messages(
     make_app: Callable[..., Celery], server: RedisServer, inside: Inside
 ) -> None:
-    """on_conflict and max_wait are ours: no message, and no message embedded in one, carries them."""
+    """on_conflict, max_wait, late and grace are ours: no message, and no message embedded in one, carries them."""
     app = make_app(result_backend=server.url(1))
 
     @app.task(shared=False, name="add")
     def add(x: int = 0, y: int = 0) -> int:
         return x + y
 
-    options = {"on_conflict": "replace", "max_wait": 600}
+    options = {"on_conflict": "replace", "max_wait": 600, "late": "drop", "grace": 60}
     add.apply_async((1, 2), countdown=60, link=add.s(1).set(countdown=5, **options), **options)
     add.apply_async((1, 2), **options)
     chord([add.s(1, 1), add.s(2, 2)], add.si()).apply_async(countdown=60, **options)
@@ -88,7 +87,7 @@ def test_our_options_do_not_enter_messages(
     messages = [job.message for job in inside.waiting()] + inside.ready()
     assert len(messages) == 4
     for message in messages:
-        assert not {"on_conflict", "max_wait"} & (set(message["headers"]) | set(message["properties"]))
+        assert not options.keys() & (set(message["headers"]) | set(message["properties"]))
 
 
 @pytest.mark.parametrize(
@@ -269,6 +268,37 @@ def test_options_as_attributes_of_a_task(app: Celery, inside: Inside) -> None:
     assert 25 < delay_of(inside) <= 30
 
 
+@pytest.mark.parametrize("grace", [90, 90.0, timedelta(seconds=90), Fraction(90)])
+def test_late_drop(app: Celery, inside: Inside, grace: Any) -> None:
+    """late="drop": how late is too late is kept beside the job; for any other nothing is."""
+    app.delayq.apply_at("add", SOON, task_id="brief", late="drop", grace=grace)
+    app.send_task("add", countdown=60, task_id="brief too", late="drop", grace=grace)
+    app.delayq.apply_at("add", SOON, late="run")
+    app.delayq.apply_at("add", SOON)
+
+    graces = inside.client.hgetall(inside.keys.graces("celery"))
+    assert graces == {b"brief": b"90000000", b"brief too": b"90000000"}
+
+
+def test_late_as_an_attribute_of_a_task(app: Celery, inside: Inside) -> None:
+    """A task can say it for all its calls, and a call otherwise. Else it may keep under that name what it likes."""
+
+    @app.task(shared=False, name="brief", late="drop", grace=60)
+    def brief() -> None: ...
+
+    @app.task(shared=False, name="foreign", late=lambda: "drop", grace="no time")
+    def foreign() -> None: ...
+
+    brief.apply_async(countdown=60, task_id="its own")
+    brief.apply_async(countdown=60, task_id="shorter", grace=5)
+    brief.apply_async(countdown=60, late="run")
+    foreign.apply_async(countdown=60)
+    foreign.apply_async(countdown=60, task_id="said so", late="drop", grace=7)
+
+    graces = inside.client.hgetall(inside.keys.graces("celery"))
+    assert graces == {b"its own": b"60000000", b"shorter": b"5000000", b"said so": b"7000000"}
+
+
 def test_once_dispatched_an_id_is_free_again(app: Celery, inside: Inside) -> None:
     """on_conflict speaks of what waits, not of what ran."""
     app.delayq.apply_delayed("add", 60, task_id="once")
@@ -286,6 +316,13 @@ def test_once_dispatched_an_id_is_free_again(app: Celery, inside: Inside) -> Non
         ({"on_conflict": "replace", "max_wait": -1}, "max_wait must be 0 or more"),
         ({"on_conflict": "replace", "max_wait": float("nan")}, "max_wait must be finite"),
         ({"on_conflict": "keep", "max_wait": 5}, "max_wait limits"),
+        ({"late": "ignore"}, 'late must be "run" or "drop", not \'ignore\''),
+        ({"late": True, "grace": 5}, 'late must be "run" or "drop", not True'),
+        ({"late": "drop"}, 'late="drop" needs grace'),
+        ({"grace": 5}, 'needs late="drop"'),
+        ({"late": "run", "grace": 5}, 'needs late="drop"'),
+        ({"late": "drop", "grace": -1}, "grace must be 0 or more"),
+        ({"late": "drop", "grace": float("inf")}, "grace must be finite"),
     ],
 )
 def test_an_option_that_cannot_be(app: Celery, inside: Inside, options: dict[str, Any], message: str) -> None:
@@ -296,6 +333,12 @@ def test_an_option_that_cannot_be(app: Celery, inside: Inside, options: dict[str
         app.send_task("add", **options)
 
     assert (inside.waiting(), inside.ready()) == ([], [])
+
+
+def test_a_grace_of_a_wrong_type(app: Celery) -> None:
+    """The error says what it was and what it should be."""
+    with pytest.raises(TypeError, match="grace must be a number of seconds or a timedelta, not str"):
+        app.delayq.apply_delayed("add", 60, late="drop", grace="5")
 
 
 def test_a_task_that_is_none(app: Celery) -> None:

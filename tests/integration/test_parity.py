@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def bare(message: dict[str, Any]) -> dict[str, Any]:
-    """A message without what differs from one publish to the next, and without the one thing that we add."""
+    """A message without what differs from one publish to the next, and without the two things that we add."""
     message["properties"].pop("delivery_tag")
-    message["properties"].pop("delayq_due", None)
+    for name in ("delayq_due", "delayq_put"):
+        message["properties"].pop(name, None)
     return message
 
 
@@ -87,6 +89,14 @@ def test_a_delayed_message_arrives_as_if_it_had_been_sent_then(
 
     assert pushed[0] == pushed[1]
     assert pushed[0]
+
+
+def test_the_time_of_the_put(app: Celery, inside: Inside) -> None:
+    """Beside the time that it is due, a message tells when it was put: microseconds since the epoch, a number."""
+    before = time.time_ns() // 1000
+    app.send_task("tasks.add", countdown=60)
+
+    assert before <= inside.one().message["properties"]["delayq_put"] <= time.time_ns() // 1000
 
 
 def test_one_message_to_several_queues(make_app: Callable[..., Celery], inside: Inside) -> None:
