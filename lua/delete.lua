@@ -33,6 +33,11 @@ if #ARGV % 2 == 0 or (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0))
   or (ARGV[3] ~= '' and not (lease and lease % 1 == 0 and lease >= 0)) then
   return redis.error_reply('BADARG needs whole numbers of us, and a digest, or an empty string, behind each id')
 end
+for position = 5, #ARGV, 2 do
+  if ARGV[position] ~= '' and #ARGV[position] ~= 40 then
+    return redis.error_reply('BADARG job ' .. (position - 3) / 2 .. ': needs a digest of 40 digits')
+  end
+end
 local kinds = {'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
 for position, expected in ipairs(kinds) do
   local found = redis.call('TYPE', KEYS[position]).ok

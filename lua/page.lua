@@ -1,4 +1,5 @@
--- page: read the waiting jobs of a topic, page by page, in the order in which they leave or against it. Changes nothing.
+-- page: read the waiting jobs of a topic, page by page, in the order in which they leave, or against it. Changes
+-- nothing.
 --
 -- KEYS[1]  schedule  zset  id -> due (us)
 -- KEYS[2]  jobs      hash  id -> body
@@ -12,7 +13,7 @@
 -- ARGV[4]  due       us: only what comes behind a job of this due
 -- ARGV[5]  id        and this id; '' and '' to begin. It need not wait any more
 -- ARGV[6]  limit     jobs to return at most
--- ARGV[7]  bytes     read no more after the portion of 100 whose bodies pass so many
+-- ARGV[7]  bytes     read no more after the portion of 100 whose ids and bodies pass so many
 -- then three for each needle; only jobs whose body holds all needles are returned:
 --          text      bytes that it holds somewhere
 --          tail      '' or a Lua pattern, beginning with ^, of what follows them there
@@ -46,7 +47,8 @@ for _, text in ipairs({start, stop, after_due}) do
     return redis.error_reply('BADARG needs times in us')
   end
 end
-if (order ~= 'asc' and order ~= 'desc') or not (limit and limit % 1 == 0 and limit >= 1) or not (bytes and bytes >= 0) then
+if (order ~= 'asc' and order ~= 'desc') or not (limit and limit % 1 == 0 and limit >= 1)
+  or not (bytes and bytes >= 0) then
   return redis.error_reply('BADARG needs asc or desc, a limit of 1 or more, and a number of bytes')
 end
 
@@ -142,7 +144,7 @@ while first <= last and #bodies < limit and bytes >= 0 do
     ids[#ids + 1] = found[position]
   end
   for number, body in ipairs(redis.call('HMGET', KEYS[2], unpack(ids))) do
-    bytes = bytes - (body and #body or 0)
+    bytes = bytes - #ids[number] - (body and #body or 0)
     if holds_all_needles(body) then
       bodies[#bodies + 1] = body
       held[#held + 1] = ids[number]

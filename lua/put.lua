@@ -48,8 +48,8 @@ local topic_count = tonumber(ARGV[5])
 if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count or #KEYS ~= 3 + 6 * topic_count
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace')
   or (origin ~= 'new' and origin ~= 'retried' and origin ~= 'restored') or (#ARGV - 5 - 2 * topic_count) % 7 ~= 0 then
-  return redis.error_reply('BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, and '
-    .. 'seven for each job')
+  return redis.error_reply(
+    'BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, and seven for each job')
 end
 local first_job = 6 + 2 * topic_count
 local is_batch = #ARGV > first_job + 6

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import pytest
 import redis
@@ -34,17 +36,69 @@ def waiting(store: Store, topic: str = "q") -> dict[bytes, int]:
     return {id: int(score) - NOW for id, score in pairs}
 
 
+def popped(store: Store, key: str = "q") -> list[bytes]:
+    """What consumers would get from a ready list, in their order: they pop the right end."""
+    return store.client.lrange(key, 0, -1)[::-1]
+
+
+def index(store: Store) -> dict[bytes, int]:
+    """Topic -> when to look at it (us after NOW)."""
+    pairs = store.client.zrange(store.keys.index, 0, -1, withscores=True)
+    return {topic: int(at) - NOW for topic, at in pairs}
+
+
+def totals(store: Store) -> dict[str, int]:
+    """All that was ever counted: "moved:q" -> how many."""
+    return {name.decode(): int(count) for name, count in store.client.hgetall(store.keys.totals).items()}
+
+
+@contextmanager
+def full(store: Store) -> Iterator[None]:
+    """Redis has no memory left."""
+    store.client.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        store.client.config_set("maxmemory", "0")
+
+
+@contextmanager
+def announcements(store: Store) -> Iterator[Callable[[], list[int]]]:
+    """Gives what was announced to the dispatchers so far (us after NOW), each time anew from the beginning."""
+    said: list[int] = []
+    with store.client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(store.keys.wake)
+        listener.get_message(timeout=5)
+
+        def read() -> list[int]:
+            store.client.publish(store.keys.wake, "end")
+            while (message := listener.get_message(timeout=5)) and message["data"] != b"end":
+                said.append(int(message["data"]) - NOW)
+            return said
+
+        yield read
+
+
 Contents = dict[bytes, object]
 
 
+class Reader(Protocol):
+    """Reads everything in the database, key -> value; on request without what was counted."""
+
+    def __call__(self, *, totals: bool = True) -> Contents: ...
+
+
 @pytest.fixture
-def contents(store: Store) -> Callable[[], Contents]:
+def contents(store: Store) -> Reader:
+    return lambda *, totals=True: contents_of(store, totals=totals)
+
+
+def contents_of(store: Store, *, totals: bool = True) -> Contents:
     """Everything in the database, key -> value."""
-
-    def read() -> Contents:
-        return {key: value_of(store.client, key) for key in store.client.scan_iter()}
-
-    return read
+    held = {key: value_of(store.client, key) for key in store.client.scan_iter()}
+    if not totals:
+        held.pop(store.keys.totals.encode(), None)
+    return held
 
 
 def value_of(client: redis.Redis, key: bytes) -> object:

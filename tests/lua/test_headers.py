@@ -29,7 +29,8 @@ def code(source: str) -> str:
 
 def test_the_verbs_are_here() -> None:
     """Every verb of the store is one file."""
-    assert {"put", "delete", "move", "dispatch", "tick"} <= set(SOURCES)
+    reading, writing = {"tick", "page"}, {"put", "delete", "move", "dispatch", "pause", "resume", "purge"}
+    assert reading | writing | {"claim", "forget"} == set(SOURCES)
 
 
 @pytest.mark.parametrize("verb", sorted(SOURCES))
@@ -45,8 +46,9 @@ def test_a_header_tells_everything(verb: str) -> None:
     text = header(SOURCES[verb])
 
     assert text.startswith(f"-- {verb}: ")
-    for part in ("KEYS[1]", "ARGV[1]", "Returns", "Cost"):
+    for part in ("KEYS[1]", "ARGV[1]", "Returns", "error WRONGTYPE", "Cost"):
         assert part in text
+    assert ("error BADARG" in text) is ("BADARG" in code(SOURCES[verb]))
 
 
 @pytest.mark.parametrize("verb", sorted(SOURCES))
@@ -58,6 +60,22 @@ def test_the_code_uses_the_keys_and_arguments_that_the_header_numbers(verb: str)
         used = set(re.findall(rf"{name}\[(\d+)\]", body))
         assert used <= told
         assert told == {str(number) for number in range(1, len(told) + 1)} or (verb, name) == ("put", "KEYS")
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_a_script_that_changes_nothing_says_so(verb: str) -> None:
+    """And no other does: by the commands that it calls."""
+    called = set(re.findall(r"redis\.p?call\('(\w+)'", SOURCES[verb]))
+    reads = {"EXISTS", "HEXISTS", "HGET", "HLEN", "HMGET", "LLEN", "TIME", "TYPE"}
+    reads |= {"ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZSCORE"}
+
+    assert ("Changes nothing." in header(SOURCES[verb]).replace("\n-- ", " ")) is (called <= reads)
+
+
+@pytest.mark.parametrize("verb", sorted(SOURCES))
+def test_lines_can_be_read_side_by_side(verb: str) -> None:
+    """As long as those of the Python code, and no longer."""
+    assert max(map(len, SOURCES[verb].splitlines())) <= 120
 
 
 @pytest.mark.parametrize("verb", sorted(SOURCES))

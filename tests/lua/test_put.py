@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
+import redis
 
 from celery_delayq.clock import LATEST_US
 from celery_delayq.delivery import Delivery
@@ -12,10 +11,10 @@ from celery_delayq.errors import AlreadyScheduled, DelayQError
 from celery_delayq.scripts import script
 from celery_delayq.store import OnConflict, Origin, Put, Store
 
-from .conftest import NOW, QUEUE, Contents, job, put, value_of, waiting
+from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, popped, put, value_of, waiting
 
 
-def test_a_put_leaves_the_id_its_body_and_the_way_to_the_queue(store: Store, contents: Callable[[], Contents]) -> None:
+def test_a_put_leaves_the_id_its_body_and_the_way_to_the_queue(store: Store, contents: Reader) -> None:
     """After a put, Redis holds the job once, its topic in the index and how it is delivered; nothing else."""
     assert put(store, job("a", 5)) == 1
 
@@ -111,7 +110,7 @@ def test_any_topic_name_will_do(store: Store) -> None:
     assert [[number] for number in range(len(names))] == [list(waiting(store, name).values()) for name in names]
 
 
-def test_an_id_that_waits_is_refused(store: Store, contents: Callable[[], Contents]) -> None:
+def test_an_id_that_waits_is_refused(store: Store, contents: Reader) -> None:
     """on_conflict "error": the second put of an id raises, names it, and changes nothing."""
     put(store, job("a", 5))
     before = contents()
@@ -122,7 +121,7 @@ def test_an_id_that_waits_is_refused(store: Store, contents: Callable[[], Conten
     assert before == contents()
 
 
-def test_a_batch_with_one_conflict_is_refused_whole(store: Store, contents: Callable[[], Contents]) -> None:
+def test_a_batch_with_one_conflict_is_refused_whole(store: Store, contents: Reader) -> None:
     """All or none: one conflicting id keeps the whole batch out, over all topics."""
     put(store, job("taken", 5))
     before = contents()
@@ -133,7 +132,7 @@ def test_a_batch_with_one_conflict_is_refused_whole(store: Store, contents: Call
     assert before == contents()
 
 
-def test_an_id_twice_in_one_batch_is_a_conflict_too(store: Store, contents: Callable[[], Contents]) -> None:
+def test_an_id_twice_in_one_batch_is_a_conflict_too(store: Store, contents: Reader) -> None:
     """A batch cannot smuggle in what two puts could not."""
     with pytest.raises(AlreadyScheduled):
         put(store, job("a", 1), job("a", 2, body=b"other"))
@@ -156,7 +155,7 @@ def test_keep_leaves_the_one_that_waits(store: Store) -> None:
     assert store.client.hget(store.keys.jobs("q"), "a") == b"body of a"
 
 
-def test_replace_overwrites_due_body_and_step(store: Store, contents: Callable[[], Contents]) -> None:
+def test_replace_overwrites_due_body_and_step(store: Store, contents: Reader) -> None:
     """on_conflict "replace": only the new one is left, as if the first had never been."""
     put(store, job("a", 5, step=6, max_wait_us=50))
     put(store, job("a", 9, body=b"other"), on_conflict=OnConflict.REPLACE)
@@ -177,7 +176,7 @@ def test_max_wait_bounds_a_debounce(store: Store) -> None:
     assert waiting(store) == {b"a": 100}
 
 
-def test_the_same_put_again_is_no_conflict(store: Store, contents: Callable[[], Contents]) -> None:
+def test_the_same_put_again_is_no_conflict(store: Store, contents: Reader) -> None:
     """A put whose answer was lost and that is sent again finds its own bytes, answers OK and moves nothing."""
     put(store, job("a", 5))
     before = contents()
@@ -198,57 +197,36 @@ def test_other_bytes_sent_again_are_a_conflict(store: Store) -> None:
 
 def test_only_the_earliest_wakes_the_dispatchers(store: Store) -> None:
     """A put is announced when it became the earliest of all topics, and only then."""
-    with store.client.pubsub(ignore_subscribe_messages=True) as listener:
-        listener.subscribe(store.keys.wake)
-        listener.get_message(timeout=5)
+    with announcements(store) as said:
         put(store, job("a", 50))
         put(store, job("b", 60), job("x", 55, topic="r"))
         put(store, job("y", 20, topic="r"))
-        store.client.publish(store.keys.wake, "end")
 
-        said = []
-        while (message := listener.get_message(timeout=5)) and message["data"] != b"end":
-            said.append(int(message["data"]) - NOW)
-
-    assert said == [50, 20]
+        assert said() == [50, 20]
 
 
-def test_a_full_redis_refuses_and_keeps_nothing_half(store: Store, contents: Callable[[], Contents]) -> None:
-    """Out of memory: the put is refused whole, also one that would replace."""
+def test_a_full_redis_refuses_and_keeps_nothing_half(store: Store, contents: Reader) -> None:
+    """Out of memory: the put is refused whole, also one that would replace; with nothing to write it is answered."""
     put(store, job("a", 5))
+    store.pause("r")
     before = contents()
-    store.client.config_set("maxmemory", "1")
-    try:
-        with pytest.raises(Exception, match="OOM|maxmemory"):
+
+    with full(store):
+        with pytest.raises(redis.ResponseError, match="OOM|maxmemory"):
             put(store, job("b"), job("c", topic="r"))
-        with pytest.raises(Exception, match="OOM|maxmemory"):
+        with pytest.raises(redis.ResponseError, match="OOM|maxmemory"):
             put(store, job("a", 9, body=b"other"), on_conflict=OnConflict.REPLACE)
-        assert before == contents()
-    finally:
-        store.client.config_set("maxmemory", "0")
+        assert put(store, job("a", 9), origin=Origin.RETRIED) == 0
 
-
-@pytest.mark.parametrize("position", range(7))
-def test_a_foreign_key_in_our_place_is_refused_before_anything_is_written(
-    store: Store, contents: Callable[[], Contents], position: int
-) -> None:
-    """A key of a wrong type: the error names it and the way out, and nothing was written."""
-    key = [store.keys.index, store.keys.topics, *store.keys.of_topic("q")][position]
-    store.client.set(key, "somebody else's")
-
-    with pytest.raises(DelayQError, match=r"is a string, expected.*delayq_prefix") as raised:
-        put(store, job("a", step=3, max_wait_us=5))
-
-    assert key in str(raised.value)
-    assert {key.encode(): b"somebody else's"} == contents()
+    assert before == contents()
 
 
 @pytest.mark.parametrize("due", ["", "soon", "nan", "inf", "+inf", str(LATEST_US + 1), "1e300"])
-def test_an_unusable_due_time_is_refused(store: Store, contents: Callable[[], Contents], due: str) -> None:
-    """What is no time, or none that a score can hold, is refused; the good jobs beside it are not stored either."""
-    keys = [store.keys.index, store.keys.topics, *store.keys.of_topic("q")]
-    good = [1, "good", NOW + 1, 0, "", b"body"]
-    args = ["", NOW, "error", "0", 1, "q", QUEUE.dumps(), *good, 1, "bad", due, 0, "", b"body"]
+def test_one_unusable_job_keeps_the_good_ones_out(store: Store, contents: Reader, due: str) -> None:
+    """What is no time, or none that a score can hold, is refused, and the error says which job of the batch it is."""
+    keys = [store.keys.index, store.keys.topics, store.keys.holds, *store.keys.of_topic("q")]
+    good = [1, "good", NOW + 1, 0, "", "", b"body"]
+    args = ["", NOW, "error", "new", 1, "q", QUEUE.dumps(), *good, 1, "bad", due, 0, "", "", b"body"]
 
     with pytest.raises(DelayQError, match="put: job 2"):
         script("put")(store.client, keys, args)
@@ -286,3 +264,159 @@ def test_a_new_delivery_takes_the_place_of_the_old(store: Store) -> None:
     store.put([job("b")], {"q": Delivery.plain("elsewhere")}, now_us=NOW)
 
     assert Delivery.plain("elsewhere") == store.tick(now_us=NOW + 1).due[0].delivery
+
+
+def test_a_paused_topic_takes_puts_and_stays_out_of_the_index(store: Store) -> None:
+    """What comes while a topic is paused waits; it is not looked at, and nobody is woken for it."""
+    store.pause("q")
+    with announcements(store) as said:
+        put(store, job("a", 5))
+        put(store, job("a", 3, body=b"other"), on_conflict=OnConflict.REPLACE)
+        put(store, job("b", 2), job("x", 7, topic="r"))
+
+        assert said() == [7]
+    assert index(store) == {b"r": 7}
+    assert waiting(store) == {b"b": 2, b"a": 3}
+
+
+def test_a_topic_that_is_held_back_is_not_looked_at_earlier(store: Store) -> None:
+    """While a topic catches up at a rate, a put cannot make it due before its turn."""
+    put(store, job("a", 1), job("b", 2))
+    store.resume("q", 1_000_000.0, now_us=NOW + 2)
+    assert store.dispatch("q", QUEUE, 10, now_us=NOW + 2).moved == 1
+
+    with announcements(store) as said:
+        put(store, job("c", 1))
+        assert said() == []
+
+    assert index(store) == {b"q": 1_000_002}
+
+
+def test_the_pause_of_another_topic_is_none_of_ours(store: Store) -> None:
+    """Only the topic that is paused is held back."""
+    store.pause("r")
+    put(store, job("a", 5), job("x", 6, topic="r"))
+
+    assert index(store) == {b"q": 5}
+
+
+def test_a_grace_stands_beside_the_job_and_goes_when_it_is_replaced(store: Store, contents: Reader) -> None:
+    """How late a job may be is kept for those that have a grace only, and as of the last put."""
+    graces = store.keys.graces("q").encode()
+    put(store, job("a", grace_us=70), job("b"))
+    assert contents()[graces] == {b"a": b"70"}
+
+    put(store, job("a", grace_us=0), on_conflict=OnConflict.REPLACE)
+    assert contents()[graces] == {b"a": b"0"}
+    put(store, job("a"), on_conflict=OnConflict.REPLACE)
+    assert graces not in contents()
+
+
+def restore(store: Store, *jobs: Put, on_conflict: OnConflict = OnConflict.ERROR) -> int:
+    """Put what was read elsewhere."""
+    return put(store, *jobs, on_conflict=on_conflict, origin=Origin.RESTORED)
+
+
+def test_what_is_restored_stands_where_it_stood(store: Store, contents: Reader) -> None:
+    """Due to the microsecond, also where that is past or taken; with its step, first put and grace."""
+    restore(store, job("late", -5_000_000), job("b", 7, step=3), job("a", 7, max_wait_us=NOW - 9, grace_us=70))
+
+    assert {
+        b"delayq:{0}:index": {b"q": NOW - 5_000_000},
+        b"delayq:{0}:topics": {b"q": QUEUE.dumps().encode()},
+        b"delayq:{0}:schedule:q": {b"late": NOW - 5_000_000, b"b": NOW + 7, b"a": NOW + 7},
+        b"delayq:{0}:jobs:q": {b"late": b"body of late", b"b": b"body of b", b"a": b"body of a"},
+        b"delayq:{0}:steps:q": {b"b": b"3"},
+        b"delayq:{0}:firsts:q": {b"a": str(NOW - 9).encode()},
+        b"delayq:{0}:graces:q": {b"a": b"70"},
+    } == contents()
+
+
+def test_a_restored_first_put_still_bounds_a_debounce(store: Store) -> None:
+    """max_wait counts from the put of long ago, not from the restoration."""
+    restore(store, job("a", 60, max_wait_us=NOW - 50))
+
+    put(store, job("a", 90, max_wait_us=100), on_conflict=OnConflict.REPLACE)
+
+    assert waiting(store) == {b"a": 50}
+
+
+@pytest.mark.parametrize("on_conflict", OnConflict)
+def test_to_restore_the_same_again_changes_nothing(store: Store, contents: Reader, on_conflict: OnConflict) -> None:
+    """A record that is read in twice, or broken off and begun anew: what is there already is no conflict."""
+    record = [job("late", -5), job("b", 7), job("a", 7, max_wait_us=NOW - 9, grace_us=70)]
+    assert restore(store, *record[:2]) == 2
+
+    assert restore(store, *record, on_conflict=on_conflict) == 1
+    before = contents()
+    assert restore(store, *record, record[1], on_conflict=on_conflict) == 0
+    assert before == contents()
+
+
+def test_one_record_twice_in_one_batch_is_one_job(store: Store) -> None:
+    """The same job named twice in a batch is there once."""
+    assert restore(store, job("a", 7), job("a", 7)) == 1
+
+
+@pytest.mark.parametrize("other", [job("a", 8), job("a", 7, body=b"other")], ids=["due", "body"])
+def test_what_waits_otherwise_than_recorded_is_a_conflict(store: Store, contents: Reader, other: Put) -> None:
+    """Another due time or another body under that id: on_conflict decides."""
+    restore(store, job("a", 7, step=3))
+    before = contents()
+
+    with pytest.raises(AlreadyScheduled):
+        restore(store, other)
+    assert restore(store, other, on_conflict=OnConflict.KEEP) == 0
+    assert before == contents()
+    assert restore(store, other, on_conflict=OnConflict.REPLACE) == 1
+    assert waiting(store) == {b"a": (other.at_us or 0) - NOW}
+    assert store.client.hgetall(store.keys.jobs("q")) == {b"a": other.body}
+    assert not store.client.exists(store.keys.steps("q"))
+
+
+def test_a_put_of_the_due_of_restored_ones_goes_behind_them(store: Store) -> None:
+    """Restored jobs of one due keep it to the microsecond; who comes later is behind."""
+    restore(store, job("z", 7), job("y", 7))
+    put(store, job("a", 7))
+
+    assert list(waiting(store)) == [b"y", b"z", b"a"]
+
+
+def test_nothing_is_restored_from_before_the_epoch(store: Store, contents: Reader) -> None:
+    """No put has ever accepted such a time, so no record has one."""
+    with pytest.raises(DelayQError, match="1970"):
+        store.put([Put("q", "a", b"", at_us=-1)], {"q": QUEUE}, origin=Origin.RESTORED, now_us=NOW)
+
+    assert contents() == {}
+
+
+def test_an_id_twice_in_one_batch_that_replaces(store: Store) -> None:
+    """The last one counts, and is compared with the one before it, not with what waited before the batch."""
+    put(store, job("a", 5, body=b"first"))
+    batch = [job("a", 6, body=b"second"), job("a", 7, body=b"first")]
+
+    assert put(store, *batch, on_conflict=OnConflict.REPLACE, origin=Origin.RETRIED) == 2
+
+    assert waiting(store) == {b"a": 7}
+    assert store.client.hgetall(store.keys.jobs("q")) == {b"a": b"first"}
+
+
+def test_a_due_time_may_be_written_in_any_way(store: Store) -> None:
+    """A client in another language may send 1e15 or leading zeros; the score is the number."""
+    keys = [store.keys.index, store.keys.topics, store.keys.holds, *store.keys.of_topic("q")]
+    for id, due in {"a": "2e15", "b": "002000000000000001", "c": " 2000000000000002 ", "d": "0x71afd498d0003"}.items():
+        args = ["", NOW, "error", "new", 1, "q", QUEUE.dumps(), 1, id, due, 0, "", "", "body"]
+        assert script("put")(store.client, keys, args) == [b"OK", 1]
+
+    assert waiting(store) == {id: 2 * 10**15 + number - NOW for number, id in enumerate([b"a", b"b", b"c", b"d"])}
+
+
+def test_what_was_put_in_front_of_a_backlog_leaves_first(store: Store) -> None:
+    """The shortcut for a job before all others finds the same places as the search does."""
+    for due in (9_000, 8_000, 7_001, 6_002, 6_002, 6_003, 5_000):
+        put(store, job(f"{due}-{store.client.zcard(store.keys.schedule('q'))}", due))
+
+    store.dispatch("q", QUEUE, 100, now_us=NOW + 9_000)
+
+    dues = [body.split()[-1].split(b"-")[0] for body in popped(store)]
+    assert dues == [b"5000", b"6002", b"6002", b"6003", b"7001", b"8000", b"9000"]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
-
 from celery_delayq.delivery import Delivery
-from celery_delayq.errors import DelayQError
 from celery_delayq.store import Store, Tick, Upcoming
 
-from .conftest import NOW, QUEUE, Contents, job, put
+from .conftest import NOW, QUEUE, Reader, job, put
 
 
-def test_an_empty_store_has_nothing_to_say(store: Store, contents: Callable[[], Contents]) -> None:
+def test_an_empty_store_has_nothing_to_say(store: Store, contents: Reader) -> None:
     """Nothing waits: no topic, no time, no key created."""
-    assert store.tick(now_us=NOW) == Tick(NOW, None, ())
+    assert store.tick(now_us=NOW) == Tick(NOW, aside=False, next=None, due=())
     assert contents() == {}
 
 
@@ -25,8 +20,8 @@ def test_due_topics_come_with_their_delivery_the_longest_overdue_first(store: St
 
     tick = store.tick(now_us=NOW + 9)
 
-    due = (Upcoming(NOW + 9, "q", QUEUE), Upcoming(NOW + 9, "r", Delivery.plain("r")))
-    assert tick == Tick(NOW + 9, Upcoming(NOW + 70, "s", Delivery.plain("s")), due)
+    due = (Upcoming(NOW + 5, "q", QUEUE), Upcoming(NOW + 9, "r", Delivery.plain("r")))
+    assert tick == Tick(NOW + 9, aside=False, next=Upcoming(NOW + 70, "s", Delivery.plain("s")), due=due)
 
 
 def test_it_names_as_many_topics_as_were_asked_for(store: Store) -> None:
@@ -55,7 +50,7 @@ def test_a_topic_whose_delivery_is_lost_is_named_all_the_same(store: Store) -> N
     assert store.tick(now_us=NOW).next == Upcoming(NOW + 1, "q", None)
 
 
-def test_tick_changes_nothing(store: Store, contents: Callable[[], Contents]) -> None:
+def test_tick_changes_nothing(store: Store, contents: Reader) -> None:
     """Looking is free."""
     put(store, job("a"), job("b", 90))
     before = contents()
@@ -65,10 +60,23 @@ def test_tick_changes_nothing(store: Store, contents: Callable[[], Contents]) ->
     assert before == contents()
 
 
-@pytest.mark.parametrize("key", ["index", "topics"])
-def test_tick_refuses_a_foreign_key(store: Store, key: str) -> None:
-    """The error names the key and the way out."""
-    store.client.set(f"delayq:{{0}}:{key}", "somebody else's")
+def test_a_paused_topic_is_not_named(store: Store) -> None:
+    """Neither as due nor as next: nothing is to be done about it."""
+    put(store, job("a"), job("x", 9, topic="r"))
+    store.pause("q")
 
-    with pytest.raises(DelayQError, match="delayq_prefix"):
-        store.tick()
+    assert store.tick(now_us=NOW + 5) == Tick(
+        NOW + 5, aside=False, next=Upcoming(NOW + 9, "r", Delivery.plain("r")), due=()
+    )
+    store.pause("r")
+    assert store.tick(now_us=NOW + 50) == Tick(NOW + 50, aside=False, next=None, due=())
+
+
+def test_it_says_that_a_job_lies_aside_when_its_lease_is_over(store: Store) -> None:
+    """As long as it is somebody's, nobody else is bothered; a late one is anybody's at once."""
+    put(store, job("a"), job("late", 5, grace_us=10))
+    store.delete("q", ["a"], lease_us=60, now_us=NOW)
+
+    assert [store.tick(now_us=NOW + after).aside for after in (0, 59, 60)] == [False, False, True]
+    store.dispatch("q", QUEUE, 10, now_us=NOW + 16)
+    assert [store.tick(now_us=NOW + after).aside for after in (15, 16)] == [False, True]

@@ -11,11 +11,12 @@ from celery_delayq.keys import Keys
 
 @given(st.text(), st.text())
 def test_topics_never_meet(one: str, other: str) -> None:
-    """Whatever their names hold, the keys of two topics differ, and so do the six of one."""
+    """Whatever their names hold, the keys of two topics differ, and those that belong to no topic from all of them."""
     keys = Keys("delayq")
     mine, theirs = keys.of_topic(one), keys.of_topic(other)
+    shared = {keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains}
 
-    assert len({*mine, keys.index, keys.topics}) == 8
+    assert len({*mine, *shared, keys.journal(other)}) == 6 + 7 + 1
     assert one == other or not set(mine) & set(theirs)
 
 
@@ -23,7 +24,8 @@ def test_every_key_has_prefixes_and_hash_tag() -> None:
     """global_keyprefix first, then ours, then the shard's tag."""
     keys = Keys("mine", "shop.", database=3, shard=2)
 
-    everything = [keys.index, keys.topics, *keys.of_topic("q"), keys.wake]
+    everything = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
+    everything += [keys.journal("shift"), *keys.of_topic("q"), keys.wake]
     assert all(key.startswith("shop.mine:{2}:") for key in everything)
     assert keys.ready("q") == "shop.q"
 

@@ -1,0 +1,213 @@
+"""What every script refuses whole: a key that holds something else, an argument that is unusable.
+
+One table for all of them, so that no key and no argument of any script is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from celery_delayq.clock import LATEST_US
+from celery_delayq.errors import DelayQError
+from celery_delayq.keys import Keys
+from celery_delayq.scripts import Value, script
+from celery_delayq.store import Store
+
+from .conftest import NOW, QUEUE, Reader, job, put
+from .test_headers import SOURCES, header
+
+#: What no argument that wants a number may be.
+NO_NUMBER = ("soon", "nan", "1.5")
+NO_NUMBER_NOR_NONE = ("", *NO_NUMBER)
+NO_TIME = (*NO_NUMBER, "inf", "-1")
+NO_DUE = (*NO_NUMBER_NOR_NONE, "inf", "+inf", "-inf", "1e300", str(LATEST_US + 1))
+NO_DIGEST = ("abc", "a" * 39, "a" * 41)
+
+#: Of an argument that may be whatever it likes, such as a topic.
+ANY: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a script.
+
+    Attributes:
+        keys: all that it takes, in order.
+        args: one that works, and what it may not be, for each argument.
+    """
+
+    keys: Callable[[Keys], list[str]]
+    args: Sequence[tuple[Value, Sequence[str]]]
+
+    def __call__(self, verb: str, store: Store, number: int = -1, value: str = "") -> object:
+        """Make it, with another *value* for the argument of that number."""
+        args = [value if position == number else good for position, (good, _) in enumerate(self.args)]
+        return script(verb)(store.client, self.keys(store.keys), args)
+
+
+CALLS = {
+    "put": Call(
+        lambda keys: [keys.index, keys.topics, keys.holds, *keys.of_topic("q")],
+        [
+            ("", ANY),
+            (NOW, NO_TIME),
+            ("error", ("", "perhaps")),
+            ("new", ("", "old")),
+            (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
+            ("q", ANY),
+            (QUEUE.dumps(), ANY),
+            (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
+            ("new", ("",)),
+            (NOW, NO_DUE),
+            (6, ("", "high")),
+            (LATEST_US, NO_NUMBER),
+            (60, (*NO_NUMBER, "-1")),
+            ("body", ANY),
+        ],
+    ),
+    "delete": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
+            *keys.of_topic("q"),
+        ],
+        [(NOW, NO_TIME), ("q", ANY), (60, NO_TIME), ("a", ANY), ("", NO_DIGEST)],
+    ),
+    "move": Call(
+        lambda keys: [
+            *(keys.index, keys.holds, keys.schedule("q"), keys.jobs("q"), keys.ties("q"), keys.journal("shift")),
+        ],
+        [
+            ("", ANY),
+            (NOW, NO_TIME),
+            ("q", ANY),
+            ("so far", ANY),
+            (60_000, (*NO_NUMBER_NOR_NONE, "0", "-1", "1e300")),
+            ("late", ANY),
+            (NOW + 7, (*NO_NUMBER_NOR_NONE, "inf", "+inf", "1e300", str(LATEST_US + 1))),
+            (NOW + 900_000, ("soon",)),
+            ("", NO_DIGEST),
+        ],
+    ),
+    "dispatch": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
+            *keys.of_topic("q"),
+            *QUEUE.lists,
+        ],
+        [
+            (NOW + 100, NO_TIME),
+            ("q", ANY),
+            (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            ("back", ("", "middle")),
+            (60_000, (*NO_NUMBER, "0", "-1", "1e300")),
+            (50, (*NO_NUMBER, "-1")),
+            *((step, ("", "high") if step else ANY) for step in QUEUE.steps),
+        ],
+    ),
+    "tick": Call(
+        lambda keys: [keys.index, keys.topics, keys.aside],
+        [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1"))],
+    ),
+    "pause": Call(lambda keys: [keys.index, keys.holds, keys.rates], [("q", ANY)]),
+    "resume": Call(
+        lambda keys: [keys.index, keys.holds, keys.rates, keys.schedule("q")],
+        [("", ANY), (NOW, NO_TIME), ("q", ANY), (2.5, ("soon", "nan", "0", "-1", "inf"))],
+    ),
+    "purge": Call(
+        lambda keys: [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic("q")], [("q", ANY)]
+    ),
+    "claim": Call(
+        lambda keys: [keys.aside, keys.remains],
+        [(NOW, NO_TIME), (60, (*NO_NUMBER_NOR_NONE, "-1")), (10, (*NO_NUMBER_NOR_NONE, "0", "-1"))],
+    ),
+    "forget": Call(lambda keys: [keys.aside, keys.remains], [("revoked:gone", ANY)]),
+    "page": Call(
+        lambda keys: [keys.schedule("q"), keys.jobs("q"), keys.steps("q"), keys.firsts("q"), keys.graces("q")],
+        [
+            ("asc", ("", "sideways")),
+            (NOW, ("soon", "nan")),
+            (NOW + 900, ("soon", "nan")),
+            (NOW, ("soon", "nan")),
+            ("a", ANY),
+            (10, (*NO_NUMBER_NOR_NONE, "0", "-1")),
+            (1000, ("", "soon", "nan", "-1")),
+            ("body", ("",)),
+            ("", ANY),
+            ("", ANY),
+        ],
+    ),
+}
+
+KEYS = [(verb, number) for verb, call in CALLS.items() for number in range(len(call.keys(Keys("delayq"))))]
+ARGUMENTS = [
+    (verb, number, value) for verb, call in CALLS.items() for number, (_, bad) in enumerate(call.args) for value in bad
+]
+
+
+@pytest.fixture
+def store(store: Store) -> Store:
+    """Every kind of key is there, and every script has reason to look at it: jobs of all options, ties, a rate."""
+    put(store, job("a", 5, step=3, max_wait_us=50, grace_us=70), job("tie", 5), job("late", 900_000), job("gone", 9))
+    store.resume("q", 2.0, now_us=NOW + 10)
+    store.delete("q", ["gone"], lease_us=0, now_us=NOW)
+    return store
+
+
+def test_the_table_has_every_script() -> None:
+    """A new script is not forgotten here, nor a key or an argument that a header numbers."""
+    assert set(CALLS) == set(SOURCES)
+    for verb, call in CALLS.items():
+        for name, given in (("KEYS", call.keys(Keys("delayq"))), ("ARGV", call.args)):
+            numbered = re.findall(rf"{name}\[(\d+)\]", header(SOURCES[verb]))
+            assert max(map(int, numbered)) <= len(given)
+
+
+@pytest.mark.parametrize("verb", CALLS)
+def test_nothing_is_refused_without_a_reason(store: Store, verb: str) -> None:
+    """The calls of the table work as they are: what is refused below is refused for what is wrong with it."""
+    CALLS[verb](verb, store)
+
+
+@pytest.mark.parametrize(("verb", "number"), KEYS)
+def test_a_foreign_key_is_refused_before_anything_is_written(
+    store: Store, contents: Reader, verb: str, number: int
+) -> None:
+    """A wrong type under any key of any script: the error names it and the way out, and nothing has changed."""
+    key = CALLS[verb].keys(store.keys)[number]
+    store.client.set(key, "somebody else's")
+    before = contents()
+
+    with pytest.raises(DelayQError, match=r"is a string, expected.*delayq_prefix") as raised:
+        CALLS[verb](verb, store)
+
+    assert key in str(raised.value)
+    assert before == contents()
+
+
+@pytest.mark.parametrize(("verb", "number", "value"), ARGUMENTS)
+def test_an_unusable_argument_is_refused_before_anything_is_written(
+    store: Store, contents: Reader, verb: str, number: int, value: str
+) -> None:
+    """What is no number, no word that is known or out of all bounds: refused, and nothing has changed."""
+    before = contents()
+
+    with pytest.raises(DelayQError, match=f"^{verb}: "):
+        CALLS[verb](verb, store, number, value)
+
+    assert before == contents()
+
+
+@pytest.mark.parametrize("verb", ["put", "delete", "move", "dispatch", "pause", "purge", "page"])
+def test_one_argument_too_many_is_refused(store: Store, contents: Reader, verb: str) -> None:
+    """Where the number of arguments tells what they are, a wrong number is no guess."""
+    call = CALLS[verb]
+    before = contents()
+
+    with pytest.raises(DelayQError, match=f"^{verb}: "):
+        Call(call.keys, [*call.args, ("1", ANY)])(verb, store)
+
+    assert before == contents()
