@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -140,6 +141,7 @@ class Project:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        gc.collect()  # results tell their backend when they go: now, while it is there
         self.app.close()
         self.folder.cleanup()
 
