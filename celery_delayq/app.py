@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import Task, current_app
-from celery.canvas import Signature
+from celery.canvas import Signature, group
 from celery.signals import task_received
 from click import Option
 
-from . import broker, revoking
+from . import broker, bulk, revoking
 from .bootstep import DispatcherStep
 from .clock import moment_of, seconds_of
 from .control import Control
@@ -141,6 +141,35 @@ class DelayQ(Control):
         when = {"countdown": seconds} if seconds > 0 else {"eta": moment}
         return self._apply(task, args, kwargs, {**options, **when})
 
+    def apply_many(
+        self, items: Iterable[tuple[Signature | Task, datetime | float]], batch_size: int = bulk.BATCH_SIZE
+    ) -> list[AsyncResult | GroupResult]:
+        """Run many tasks, each at a time of its own: what :meth:`apply_at` does with each, but much faster.
+
+        They are stored in batches, each in one call to Redis, all of it or nothing. Celery's signals are sent as ever,
+        ``after_task_publish`` when the batch is stored. Between batches a program may die or an error be raised; then
+        the batches before are stored, and no later one. Whoever wants to repeat the call after that gives the
+        signatures ids of their own (``task_id``) and ``on_conflict="keep"``: then only what is missing is stored.
+
+        Args:
+            items: pairs of a signature (or a task without arguments) and a time as :meth:`apply_at` takes it. May be a
+                generator; it is read batch by batch. What the signatures' options say holds, ``on_conflict`` too.
+            batch_size: how many are stored in one call; less, if that would be more than 8 MB, or where ``on_conflict``
+                or ``retry_policy`` changes from one to the next. Redis does nothing else meanwhile: for a thousand,
+                about 20 ms.
+
+        Returns:
+            What ``apply_async`` returns, in the order of *items*.
+
+        Raises:
+            AlreadyScheduled: *on_conflict* is "error", and an id waits already, or comes twice in one batch.
+            ImproperlyConfigured: the broker is not Redis.
+            kombu.exceptions.OperationalError: Redis cannot be reached, or is full. If it is unreachable after all
+                retries, the last batch may be stored or not, like any publish.
+            TypeError, ValueError: a value that cannot be; the message says which, and of which item.
+        """
+        return bulk.apply_many(self.app, items, self.apply_at, self.settings.prefix, batch_size)
+
     def _apply(
         self,
         task: Task | Signature | str,
@@ -160,6 +189,9 @@ class DelayQ(Control):
             return self.app.send_task(task, args, kwargs, **options)
         if not isinstance(task, (Task, Signature)):
             raise TypeError(f"task must be a task, the name of one, or a signature, not {type(task).__name__}")
+        if isinstance(task, group) and bulk.is_ours(self.app, task, options):
+            with bulk.gathered(self.app, self.settings.prefix) as producer:
+                return task.apply_async(args, kwargs, producer=producer, **options)
         return task.apply_async(args, kwargs, **options)
 
     def _on_conflict_of(self, task: Task | Signature | str) -> str:

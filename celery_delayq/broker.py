@@ -12,9 +12,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
+from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel, Transport
 from kombu.transport.virtual import Channel as VirtualChannel
 from kombu.utils.json import dumps
+from redis.exceptions import OutOfMemoryError
 
 from .delivery import Delivery
 from .keys import Keys
@@ -82,10 +84,16 @@ def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConfl
 
     "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish, sent
     again by Kombu or by redis-py.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis is full.
     """
     link = _link(channel, prefix)
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
-    link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED)
+    try:
+        link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED)
+    except OutOfMemoryError as error:
+        raise _full(error) from error
 
 
 def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
@@ -96,7 +104,14 @@ def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
     known = channel.connection.client.declared_entities if channel.connection else ()
     for entity in entities:
         if not entity.can_cache_declaration or hash(entity) not in known:
-            producer.maybe_declare(entity)
+            try:
+                producer.maybe_declare(entity)
+            except OutOfMemoryError as error:
+                raise _full(error) from error
+
+
+def _full(error: OutOfMemoryError) -> OperationalError:
+    return OperationalError(f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain")
 
 
 def envelope(

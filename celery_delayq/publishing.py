@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from celery.utils.imports import instantiate
 from kombu import Producer
-from kombu.exceptions import OperationalError
-from redis.exceptions import OutOfMemoryError
 
 from . import broker
+from .batch import Batch, waits
 from .clock import SECOND_US, checked_due_us, seconds_of
 from .errors import ImproperlyConfigured, shortened
 from .message import read_eta, without_eta
@@ -169,7 +168,12 @@ class Publishing:
         wish = read_options(options, self._app._tasks.get(name), countdown, counted_eta)
         if not isinstance(producer, Producer) or not headers or not headers.get("task"):
             return stock(producer, name, message, **options)  # message protocol 1: the eta is inside the signed body
-        return stock(_delaying(producer, self, wish), name, message, **options)
+        if not isinstance(producer, Gathering) or not waits(stock):
+            return stock(_variant(producer, _Delaying, _joint=self, _wish=wish), name, message, **options)
+        batch = producer.gathers
+        batch.make_room(batch.terms_of(wish.on_conflict, options.get("retry"), options.get("retry_policy")))
+        batch.last = _variant(producer, Gathered, _joint=self, _wish=wish, gathers=batch)
+        return batch.send(stock, batch.last, name, message, **options)
 
     def due_of(self, wish: Wish, eta: object) -> dict[str, int] | None:
         """When a message with that ``eta`` header is due, as a :class:`~celery_delayq.store.Put` says it.
@@ -212,10 +216,15 @@ class _Delaying:
     revives the one after a lost connection revives the other.
     """
 
-    if TYPE_CHECKING:  # the slots of the class that is made for each producer class
+    SLOTS: ClassVar[tuple[str, ...]] = ("_joint", "_wish", "made")  # of the class that is made for each producer class
+    if TYPE_CHECKING:
         _joint: Publishing
         _wish: Wish
-        _made: list[Put] | None
+        #: The puts of the message, once they are made.
+        made: list[Put]
+
+    #: Where they go, if not to Redis at once. (Kombu's producers have a ``batch`` of their own.)
+    gathers: Batch | None = None
 
     def _publish(
         self,
@@ -258,59 +267,88 @@ class _Delaying:
         if not broker.is_redis(channel):
             self._joint.refuse(channel, self._wish)
             return stock()
-        try:
-            broker.declare(self, channel, declare or ())
-            if self._made is None:
-                queues = broker.queues_of(channel, exchange, routing_key)
-                if not queues:
-                    if queues is not None:  # bound to nothing; None would be a broadcast
-                        self._joint.unroutable(exchange, routing_key, self._wish, headers["id"])
-                    return stock()
-                message, step = broker.envelope(
-                    channel,
-                    body,
-                    priority,
-                    content_type,
-                    content_encoding,
-                    *without_eta(headers, properties, time.time_ns() // 1000),
-                    exchange,
-                    routing_key,
+        broker.declare(self, channel, declare or ())
+        if not hasattr(self, "made"):
+            queues = broker.queues_of(channel, exchange, routing_key)
+            if not queues:
+                if queues is not None:  # bound to nothing; None would be a broadcast
+                    self._joint.unroutable(exchange, routing_key, self._wish, headers["id"])
+                return stock()
+            message, step = broker.envelope(
+                channel,
+                body,
+                priority,
+                content_type,
+                content_encoding,
+                *without_eta(headers, properties, time.time_ns() // 1000),
+                exchange,
+                routing_key,
+            )
+            # Made once, not again for each retry: a put that finds these very bytes knows itself.
+            self.made = [
+                Put(
+                    queue,
+                    headers["id"],
+                    message,
+                    step=step,
+                    max_wait_us=self._wish.max_wait_us,
+                    grace_us=self._wish.grace_us,
+                    **due,
                 )
-                # Made once, not again for each retry: a put that finds these very bytes knows itself.
-                self._made = [
-                    Put(
-                        queue,
-                        headers["id"],
-                        message,
-                        step=step,
-                        max_wait_us=self._wish.max_wait_us,
-                        grace_us=self._wish.grace_us,
-                        **due,
-                    )
-                    for queue in queues
-                ]
-            broker.put(channel, self._joint.prefix, self._made, self._wish.on_conflict)
-        except OutOfMemoryError as error:
-            raise OperationalError(
-                f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain"
-            ) from error
+                for queue in queues
+            ]
+        if self.gathers is not None:
+            self.gathers.add(self.made, declare or ())
+        else:
+            broker.put(channel, self._joint.prefix, self.made, self._wish.on_conflict)
         return None
 
 
-_delaying_classes: dict[type, type] = {}
+class Gathering:
+    """Mixed into the class of a producer whose delayed messages are left to a batch."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = ("gathers",)
+    if TYPE_CHECKING:
+        gathers: Batch
 
 
-def _delaying(producer: Producer, joint: Publishing, wish: Wish) -> Any:
+class Gathered(_Delaying):
+    """Mixed into the class of a gathering producer for one task message.
+
+    Attributes:
+        published: what Celery handed to Kombu: the body, and the options of ``Producer.publish``.
+    """
+
+    SLOTS: ClassVar[tuple[str, ...]] = (*_Delaying.SLOTS, "gathers", "published")
+    if TYPE_CHECKING:
+        published: tuple[Any, dict[str, Any]]
+
+    def publish(self, body: Any, **options: Any) -> Any:
+        self.published = body, options
+        return super().publish(body, **options)  # type: ignore[misc]  # the producer's own class comes next
+
+
+_variants: dict[tuple[type, type], type] = {}
+
+
+def _variant(producer: Producer, mixin: type[Gathering | _Delaying], **slots: object) -> Any:
+    """The same producer, of a class into which *mixin* is mixed. The two share one ``__dict__``, but for *slots*."""
     cls = type(producer)
     try:
-        delaying_cls = _delaying_classes[cls]
+        variant_cls = _variants[mixin, cls]
     except KeyError:
-        namespace = {"__slots__": ("_joint", "_wish", "_made"), "__module__": cls.__module__}
-        delaying_cls = _delaying_classes[cls] = type(cls.__name__, (_Delaying, cls), namespace)
-    delaying: Any = object.__new__(delaying_cls)
-    delaying.__dict__ = producer.__dict__
-    delaying._joint, delaying._wish, delaying._made = joint, wish, None
-    return delaying
+        namespace = {"__slots__": mixin.SLOTS, "__module__": cls.__module__}
+        variant_cls = _variants[mixin, cls] = type(cls.__name__, (mixin, cls), namespace)
+    variant: Any = object.__new__(variant_cls)
+    variant.__dict__ = producer.__dict__
+    for name, value in slots.items():
+        setattr(variant, name, value)
+    return variant
+
+
+def gathering(producer: Producer, batch: Batch) -> Any:
+    """The same producer, for tasks whose delayed messages shall be put by *batch*."""
+    return _variant(producer, Gathering, gathers=batch)
 
 
 class JoinedAMQP:

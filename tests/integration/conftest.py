@@ -69,6 +69,11 @@ class Inside:
         """The messages of a ready list, in the order in which consumers pop them."""
         return [json.loads(raw) for raw in self.client.lrange(key, 0, -1)[::-1]]
 
+    def calls(self, command: str) -> int:
+        """How often Redis has run a command so far."""
+        stats: Any = self.client.info("commandstats")
+        return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
     def hand_over(self) -> int:
         """Move everything that waits, whenever it is due."""
         moved = 0

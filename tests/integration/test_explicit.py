@@ -69,6 +69,18 @@ def test_a_group_is_a_group(add: Any, inside: Inside) -> None:
     assert {child.id for child in result.children} == {job.id for job in inside.waiting()}
 
 
+def test_a_group_is_stored_at_once(add: Any, inside: Inside) -> None:
+    """All of its tasks, or none if one cannot be."""
+    calls = inside.calls("evalsha")
+    apply_delayed(group(add.s(number, 1) for number in range(20)), 60)
+    assert inside.calls("evalsha") - calls <= 2  # an old Redis may not know the script yet
+    assert {job.message["headers"]["group_index"] for job in inside.waiting()} == set(range(20))
+
+    with pytest.raises(AlreadyScheduled):
+        apply_at(group([add.s(1, 1), *[add.s(2, 2).set(task_id="twice")] * 2]), SOON)
+    assert len(inside.waiting()) == 20
+
+
 def test_our_options_do_not_enter_messages(
     make_app: Callable[..., Celery], server: RedisServer, inside: Inside
 ) -> None:
