@@ -10,12 +10,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import burst, control, duplicates, lateness, memory, publish, scaling, storage
+from . import bulk, burst, control, duplicates, lateness, memory, publish, scaling, storage
 from .conditions import Conditions, newest_server
 from .report import Row, table
 
 BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "publish": publish.run,
+    "bulk": bulk.run,
     "burst": burst.run,
     "scaling": scaling.run,
     "control": control.run,
