@@ -13,8 +13,7 @@ class Place(NamedTuple):
     id: bytes
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(NamedTuple):
     """One job as it waits.
 
     Attributes:

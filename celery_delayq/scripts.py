@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -15,6 +15,8 @@ from .errors import DelayQError
 
 #: What may stand for a key or an argument on the wire.
 Value = str | bytes | int | float
+
+T = TypeVar("T")
 
 #: redis-py before 5.3 wants to know what a connection is for.
 _PURPOSE = () if redis.VERSION >= (5, 3) else ("EVALSHA",)
@@ -79,7 +81,7 @@ class Prepared:
 
     def __call__(self, client: redis.Redis, args: Sequence[Value]) -> Any:
         """Run the script with the rest of its arguments; raises what :class:`Script` does."""
-        command = b"*%d\r\n%b%b" % (self._words + len(args), self._packed, _pack(args))
+        command = self._command(args)
         pool = client.connection_pool
         own = client.connection  # of a client that keeps one for itself
         connection = own or pool.get_connection(*_PURPOSE)
@@ -99,14 +101,74 @@ class Prepared:
             if own is None:
                 pool.release(connection)
 
+    def _command(self, args: Sequence[Value]) -> bytes:
+        return b"*%d\r\n%b%b" % (self._words + len(args), self._packed, _pack(args))
+
+    def begin(self, client: redis.Redis, args: Sequence[Value], read: Callable[[Any], T]) -> Begun[T]:
+        """Send the command now, and let *read* have the reply later: Redis works while we do something else."""
+        return Begun(self, client, args, read)
+
+
+class Begun(Generic[T]):
+    """A call whose reply nobody has read yet. It ends with :meth:`result` or with :meth:`drop`.
+
+    For scripts that may run twice: a call that fails on its way is made again.
+    """
+
+    def __init__(
+        self, prepared: Prepared, client: redis.Redis, args: Sequence[Value], read: Callable[[Any], T]
+    ) -> None:
+        self._again = partial(prepared, client, args)
+        self._explain = prepared._script.explain
+        self._read = read
+        self._pool = client.connection_pool
+        self._connection: Any = self._pool.get_connection(*_PURPOSE)
+        try:
+            self._connection.send_packed_command([prepared._command(args)])
+        except (redis.ConnectionError, redis.TimeoutError):
+            self.drop()
+        except BaseException:
+            self.drop()
+            raise
+
+    def result(self) -> T:
+        """Wait for the reply; raises what :class:`Script` does."""
+        return self._read(self._reply())
+
+    def _reply(self) -> Any:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                return connection.read_response()
+            except (NoScriptError, redis.ConnectionError, redis.TimeoutError):
+                pass
+            except ResponseError as error:
+                self._explain(error)
+                raise
+            finally:
+                self._pool.release(connection)
+        return self._again()
+
+    def drop(self) -> None:
+        """Never read the reply. Whether the script runs is open."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+            self._pool.release(connection)
+
+
+def _word(value: Value) -> bytes:
+    data = value if isinstance(value, bytes) else str(value).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+#: Words that every put has, ready made.
+_COMMON: dict[Value, bytes] = {word: _word(word) for word in ("", 0, 1)}
+
 
 def _pack(words: Iterable[Value]) -> bytes:
     """Words as Redis's protocol writes them."""
-    packed = []
-    for word in words:
-        data = word if isinstance(word, bytes) else str(word).encode()
-        packed.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(packed)
+    return b"".join([_word(word) if type(word) is bytes else _COMMON.get(word) or _word(word) for word in words])
 
 
 @cache

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import redis
@@ -19,7 +19,7 @@ from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
 from .job import Aside, Load, Needle, Page, Place, Waiting
 from .keys import Keys
-from .scripts import Prepared, Value, script
+from .scripts import Begun, Prepared, Value, script
 
 
 class Origin(str, Enum):
@@ -232,6 +232,26 @@ class Store:
         Raises:
             AlreadyScheduled: a job of that id waits and *on_conflict* is ``ERROR``. Nothing was written.
         """
+        call, args = self._put_call(jobs, deliveries, on_conflict, origin, now_us)
+        return _read_put(call(self.client, args))
+
+    def begin_put(
+        self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict, origin: Origin
+    ) -> Begun[int]:
+        """Like :meth:`put`, but Redis stores them while the caller does something else. Not for new jobs: if the
+        connection is lost, they are put again.
+        """
+        call, args = self._put_call(jobs, deliveries, on_conflict, origin, None)
+        return call.begin(self.client, args, _read_put)
+
+    def _put_call(
+        self,
+        jobs: Sequence[Put],
+        deliveries: dict[str, Delivery],
+        on_conflict: OnConflict,
+        origin: Origin,
+        now_us: int | None,
+    ) -> tuple[Prepared, list[Value]]:
         topics = {topic: number for number, topic in enumerate(dict.fromkeys(job.topic for job in jobs), start=1)}
         ways = tuple((topic, deliveries[topic]) for topic in topics)
         args: list[Value] = []
@@ -239,10 +259,7 @@ class Store:
             limit = "" if job.max_wait_us is None else job.max_wait_us
             grace = "" if job.grace_us is None else job.grace_us
             args += topics[job.topic], job.id, job.due, job.step, limit, grace, job.body
-        word, detail = self._put(ways, on_conflict, origin, now_us)(self.client, args)
-        if word == b"EXISTS":
-            raise AlreadyScheduled(detail.decode(errors="replace"))
-        return int(detail)
+        return self._put(ways, on_conflict, origin, now_us), args
 
     def delete(
         self,
@@ -444,17 +461,26 @@ class Store:
             needles: only jobs whose body holds all of them. The others are not sent here, but looked at; so a page may
                 be empty, and others come.
         """
-        due_us, id = behind or ("", "")
-        order = "desc" if backwards else "asc"
-        args = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
-        args += [word for needle in needles for word in needle]
+        args = _page_args(start_us, stop_us, behind, limit, backwards=backwards, needles=needles)
+        return _read_page(topic, script("page")(self.client, self._page_keys(topic), args))
+
+    def begin_page(
+        self,
+        topic: str,
+        *,
+        start_us: int | None = None,
+        stop_us: int | None = None,
+        behind: Place | None = None,
+        limit: int = 1000,
+        needles: Sequence[Needle] = (),
+    ) -> Begun[Page]:
+        """Like :meth:`page`, but Redis reads it while the caller does something else."""
+        args = _page_args(start_us, stop_us, behind, limit, backwards=False, needles=needles)
+        return Prepared(script("page"), self._page_keys(topic), args).begin(self.client, (), partial(_read_page, topic))
+
+    def _page_keys(self, topic: str) -> list[str]:
         schedule, jobs, _, *sparse = self.keys.of_topic(topic)
-        reply = script("page")(self.client, [schedule, jobs, *sparse], args)
-        left, end_us, end_id, pairs, bodies, *columns = reply
-        absent: list[bytes | None] = [None] * len(bodies)
-        rows = zip(pairs[::2], pairs[1::2], bodies, *(column or absent for column in columns), strict=True)
-        end = Place(int(float(end_us)), end_id) if end_id else None
-        return Page(tuple(_waiting(topic, *row) for row in rows), left, end)
+        return [schedule, jobs, *sparse]
 
     def count(self, topics: Sequence[str], ranges: Sequence[tuple[int | None, int | None]]) -> list[list[int]]:
         """How many jobs of each topic are due in each half-open range (us; None for no bound)."""
@@ -483,6 +509,38 @@ class Store:
             head_us = int(head[0][1]) if head else None
             loads[topic] = Load(waiting, due, head_us, held_us, sum(ready_lengths), *(int(n or 0) for n in totals))
         return now_us, loads
+
+
+def _read_put(reply: Any) -> int:
+    word, detail = reply
+    if word == b"EXISTS":
+        raise AlreadyScheduled(detail.decode(errors="replace"))
+    return int(detail)
+
+
+def _page_args(
+    start_us: int | None,
+    stop_us: int | None,
+    behind: Place | None,
+    limit: int,
+    *,
+    backwards: bool,
+    needles: Sequence[Needle],
+) -> list[Value]:
+    due_us, id = behind or ("", "")
+    order = "desc" if backwards else "asc"
+    args: list[Value] = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
+    return args + [word for needle in needles for word in needle]
+
+
+def _read_page(topic: str, reply: Any) -> Page:
+    left, end_us, end_id, pairs, bodies, *columns = reply
+    if isinstance(pairs, bytes):
+        pairs = pairs.split(b"\n")
+    absent: list[bytes | None] = [None] * len(bodies)
+    rows = zip(pairs[::2], pairs[1::2], bodies, *(column or absent for column in columns), strict=True)
+    end = Place(int(float(end_us)), end_id) if end_id else None
+    return Page(tuple(_waiting(topic, *row) for row in rows), left, end)
 
 
 def _waiting(topic: str, id: bytes, due: Any, body: bytes | None, step: Any, first: Any, grace: Any) -> Waiting:

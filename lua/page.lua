@@ -22,7 +22,9 @@
 -- Returns  {left, due, id, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
 --                            how many come behind this page; the last job that was read, where the next page begins
 --                            ('' and '' if none was); then the page: the last three are empty if no job of the topic
---                            has one, and hold nothing for a job that has none
+--                            has one, and hold nothing for a job that has none.
+--                            Instead of {id, due, ...} comes 'id\ndue\n...', which is read much faster, if there is one
+--                            and no id has a line break in it
 --          error WRONGTYPE   a key holds something else
 --          error BADARG      an argument is unusable
 --
@@ -159,5 +161,9 @@ while first <= last and #bodies < limit and bytes >= 0 do
       end
     end
   end
+end
+local lines = table.concat(pairs_read, '\n')
+if select(2, string.gsub(lines, '\n', '')) == #pairs_read - 1 then
+  pairs_read = lines
 end
 return {math.max(last - first + 1, 0), read_due, read_id, pairs_read, bodies, steps, firsts, graces}
