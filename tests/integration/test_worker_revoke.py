@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
-from celery_delayq.store import Put
+from celery_delayq.keys import Keys
+from celery_delayq.store import Store
 
 from .hearing import listening
 from .worker import Project, newest_redis, wait_for
@@ -78,28 +79,24 @@ def test_a_worker_forgets_no_id_that_was_revoked(server: RedisServer) -> None:
     ("database", "pool"), [(4, "prefork"), (6, "threads"), (8, "solo"), (10, "gevent"), (12, "eventlet")]
 )
 def test_a_task_that_is_found_too_late_is_dropped(server: RedisServer, database: int, pool: str) -> None:
-    """No worker runs it; its result says REVOKED, its event that it was too late; what is in time runs."""
+    """No worker runs it; its result says REVOKED, its event that it was too late; one without a grace runs."""
     with (
         Project(server.url(database), result_backend=server.url(database + 1)) as project,
         listening(project.app, server) as ear,
         server.client(database) as client,
     ):
-        ids = [project.send(number, countdown=FAR) for number in range(150)]
-        store = project.app.delayq.connect()
-        bodies = client.hmget(store.keys.jobs("celery"), ids)
-        store.delete("celery", ids)
-        jobs = [
-            Put("celery", id, body, at_us=1_000_000, grace_us=None if id == ids[0] else 1_000)
-            for id, body in zip(ids, bodies, strict=True)
-            if body is not None
-        ]
-        store.put(jobs, {"celery": Delivery.plain("celery")})
+        keys = Keys("delayq")
+        ids = [project.send(countdown=0.01)]
+        ids += [project.send(countdown=0.01, late="drop", grace=0.05) for _ in range(149)]
+        ((_, last_us),) = client.zrange(keys.schedule("celery"), -1, -1, withscores=True)
+        too_late = last_us / 1e6 + 0.06
+        wait_for(lambda: Store(client, keys).now_us() / 1e6 > too_late, "all are too late")
         with project.worker(pool=pool) as worker:
             project.ledger.wait_for(ids[:1])
-            wait_for(lambda: not client.exists(store.keys.aside, store.keys.remains), "all are told")
-            assert worker.said("149 tasks of 'celery' came later than their grace") == 1
+            wait_for(lambda: not client.exists(keys.schedule("celery"), keys.aside, keys.remains), "all are told")
+            count = re.compile(r"(\d+) tasks of 'celery' came later than their grace")
+            wait_for(lambda: sum(map(int, count.findall(worker.log()))) == 149, "all are counted")
             assert worker.said("discarded late task: record[") == 149
-        store.close()
 
         assert {project.app.AsyncResult(id).state for id in ids[1:]} == {"REVOKED"}
         assert ear.revoked() == sorted((id, True) for id in ids[1:])
