@@ -107,7 +107,8 @@ class _End:
         self.name: str | None = name if isinstance(name, str) else None
         self.task: Task | None = app.tasks.get(self.name) if self.name else None
         if self._expired:
-            logger.info("delayq: discarded late task: %s[%s]", self.name, job.id)
+            printable = job.id.encode(errors="backslashreplace").decode()
+            logger.info("delayq: discarded late task: %s[%s]", self.name, printable)
 
     @property
     def event(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kombu.transport.virtual import Message
 from celery_delayq import DelayQ
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
+from celery_delayq.job import Aside
 from celery_delayq.message import DUE_PROPERTY
 from celery_delayq.store import Put
 
@@ -321,6 +322,17 @@ def test_what_is_no_message_holds_up_nobody(
     assert aside(inside) == 0
     assert "'bytes' ends by its id alone" in caplog.text
     assert "'unwanted' ends without its arguments" in caplog.text
+
+
+def test_an_id_that_is_no_text_holds_up_nobody(app: Celery, ear: Ear, caplog: pytest.LogCaptureFixture) -> None:
+    """Another program's binary id cannot be a result's key: that is logged, the others are told as ever."""
+    with caplog.at_level(logging.INFO, "celery_delayq"):
+        app.delayq.finisher._finish([Aside("late", "\udcff", b"{}"), Aside("late", "good", b"{}")])
+
+    assert app.AsyncResult("good").state == "REVOKED"
+    assert ear.revoked() == [("good", True), ("\udcff", True)]
+    assert "cannot be marked" in caplog.text
+    assert "discarded late task: None[\\udcff]" in caplog.text
 
 
 def test_a_mark_that_cannot_be_made_holds_up_nobody(
