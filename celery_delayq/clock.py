@@ -52,7 +52,7 @@ def is_number(value: object) -> TypeGuard[float]:
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
-def moment_of(when: object) -> datetime:
+def moment_of(when: object, name: str = "when") -> datetime:
     """Read *when*, a datetime or epoch seconds, as an aware datetime.
 
     A naive datetime is taken as UTC, as Celery's workers take a naive ``eta``.
@@ -67,10 +67,10 @@ def moment_of(when: object) -> datetime:
         try:
             moment = EPOCH + timedelta(seconds=float(when))
         except (OverflowError, ValueError):  # infinity, NaN, or beyond the year 9999
-            raise ValueError(f"when must be a finite time before the year 2255, not {when!r}") from None
+            raise ValueError(f"{name} must be a finite time before the year 2255, not {when!r}") from None
     else:
         raise TypeError(
-            f"when must be a datetime or seconds since the epoch, not {type(when).__name__} {shortened(when)}"
+            f"{name} must be a datetime or seconds since the epoch, not {type(when).__name__} {shortened(when)}"
         )
     checked_due_us(moment)
     return moment

@@ -158,7 +158,7 @@ class Control(Inspection):
         """
         ids = checked_ids([task_id])
         at_us = checked_due_us(moment_of(when))
-        if_due_us = None if if_due is None else checked_due_us(moment_of(if_due))
+        if_due_us = None if if_due is None else checked_due_us(moment_of(if_due, "if_due"))
         return self._move(ids, lambda held: Move(held, at_us=at_us, if_due_us=if_due_us)) > 0
 
     def run_now(self, *task_ids: str) -> int:

@@ -108,7 +108,7 @@ class Inspection:
         Raises:
             ValueError: no step, or too many of them.
         """
-        begin_us, end_us = to_us(moment_of(start)), to_us(moment_of(end))
+        begin_us, end_us = to_us(moment_of(start, "start")), to_us(moment_of(end, "end"))
         step_us = round((step if isinstance(step, timedelta) else timedelta(seconds=step)) / timedelta(microseconds=1))
         if step_us <= 0:
             raise ValueError(f"step must be more than 0, not {step!r}")

@@ -118,7 +118,8 @@ class Filter:
         for what, value in (("headers", headers), ("stamps", stamps)):
             if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
                 raise TypeError(f"{what} must be a mapping of names to values, not {shortened(value)}")
-        start_us, stop_us = (None if when is None else checked_due_us(moment_of(when)) for when in (start, end))
+        start_us = None if start is None else checked_due_us(moment_of(start, "start"))
+        stop_us = None if end is None else checked_due_us(moment_of(end, "end"))
         if start_us is not None and stop_us is not None and start_us > stop_us:
             raise ValueError(f"start {shortened(start)} must not be after end {shortened(end)}")
         return cls(queue, name, start_us, stop_us, headers or {}, stamps or {})  # type: ignore[arg-type]  # checked
