@@ -30,6 +30,25 @@ class AlreadyScheduled(DelayQError):
         )
 
 
+class ImportRefused(DelayQError):
+    """A line of an export cannot be imported.
+
+    Attributes:
+        line: its number; the first is 1.
+        reason: what is wrong with it.
+        is_conflict: a task of its id waits already; else it cannot be read.
+    """
+
+    def __init__(self, line: int, reason: str, is_conflict: bool = False) -> None:
+        super().__init__(line, reason, is_conflict)
+        self.line = line
+        self.reason = reason
+        self.is_conflict = is_conflict
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
 def shortened(value: object, limit: int = 80) -> str:
     """``repr(value)``, cut to *limit* characters: an id may be 10 kB long, a message should not be."""
     text = repr(value)
