@@ -189,6 +189,9 @@ class DelayQ(Control):
             return self.app.send_task(task, args, kwargs, **options)
         if not isinstance(task, (Task, Signature)):
             raise TypeError(f"task must be a task, the name of one, or a signature, not {type(task).__name__}")
+        if isinstance(task, Signature) and "eta" in options and task.options.get("countdown"):
+            task = task.clone()
+            del task.options["countdown"]  # of the two, Celery would take the signature's countdown
         if isinstance(task, group) and bulk.is_ours(self.app, task, options):
             with bulk.gathered(self.app, self.settings.prefix) as producer:
                 return task.apply_async(args, kwargs, producer=producer, **options)

@@ -51,6 +51,23 @@ def test_apply_at_takes_tasks_names_and_signatures(app: Celery, add: Any, inside
     assert [to_us(SOON) + n for n in range(4)] == [job.due_us for job in inside.waiting()]
 
 
+def test_the_time_that_is_given_beats_the_signatures_own(app: Celery, add: Any, inside: Inside) -> None:
+    """A signature that says countdown or eta for itself: ``when`` and ``delay`` hold, and the signature stays."""
+    counted, timed = add.s(1).set(countdown=5), add.s(2).set(eta=SOON)
+
+    apply_at(counted, SOON, task_id="a")
+    apply_at(timed, SOON, task_id="b")
+    app.delayq.apply_many([(counted, SOON)])
+    apply_delayed(counted, 60, task_id="c")
+    apply_delayed(timed, 60, task_id="d")
+
+    soon, late = 0, 0
+    for job in inside.waiting():
+        soon, late = soon + (job.due_us < to_us(SOON)), late + (job.due_us >= to_us(SOON))
+    assert (soon, late) == (2, 3)
+    assert (counted.options, timed.options) == ({"countdown": 5}, {"eta": SOON})
+
+
 def test_a_name_alone_goes_to_the_current_app(app: Celery, inside: Inside) -> None:
     """The functions take a name, too, if the current app has a DelayQ."""
     app.set_current()
