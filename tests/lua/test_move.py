@@ -12,7 +12,7 @@ from celery_delayq.errors import DelayQError
 from celery_delayq.scripts import script
 from celery_delayq.store import Move, Moved, Store
 
-from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, value_of, waiting
+from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, waiting
 
 
 def move(store: Store, id: str, **how: Any) -> Moved:
@@ -36,7 +36,7 @@ def test_a_moved_job_keeps_its_body(store: Store) -> None:
     assert Moved.OK is move(store, "a", in_us=10)
     assert waiting(store) == {b"a": 10, b"b": 60}
     assert store.client.hget(store.keys.jobs("q"), "a") == b"body of a"
-    assert value_of(store.client, store.keys.index.encode()) == {b"q": NOW + 10}
+    assert index(store) == {b"q": 10}
 
 
 def test_move_to_the_past_is_due_now(store: Store) -> None:

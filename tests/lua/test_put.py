@@ -11,7 +11,7 @@ from celery_delayq.errors import AlreadyScheduled, DelayQError
 from celery_delayq.scripts import script
 from celery_delayq.store import OnConflict, Origin, Put, Store
 
-from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, popped, put, value_of, waiting
+from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, popped, put, waiting
 
 
 def test_a_put_leaves_the_id_its_body_and_the_way_to_the_queue(store: Store, contents: Reader) -> None:
@@ -62,7 +62,7 @@ def test_the_index_knows_the_earliest_of_each_topic(store: Store) -> None:
     put(store, job("late", 50), job("x", 70, topic="r"))
     put(store, job("early", 20))
 
-    assert value_of(store.client, store.keys.index.encode()) == {b"q": NOW + 20, b"r": NOW + 70}
+    assert index(store) == {b"q": 20, b"r": 70}
 
 
 def test_what_is_past_is_due_now(store: Store) -> None:
@@ -89,7 +89,7 @@ def test_any_id_will_do(store: Store, id: str | bytes) -> None:
 
     raw = id.encode() if isinstance(id, str) else id
     assert [raw] == list(waiting(store))
-    assert {raw: b"body of " + raw} == value_of(store.client, store.keys.jobs("q").encode())
+    assert {raw: b"body of " + raw} == store.client.hgetall(store.keys.jobs("q"))
 
 
 def test_a_large_body_is_kept_as_it_is(store: Store) -> None:

@@ -1,0 +1,518 @@
+"""All scripts against a model in plain Python: after every step, all of Redis is as the model says.
+
+The model knows what each verb means, and nothing of how a script does it. It says what every key must hold, to the
+score, the byte and the order; so what a step leaves behind, or forgets to write, is found at that step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from celery_delayq.delivery import Delivery
+from celery_delayq.errors import AlreadyScheduled
+from celery_delayq.job import Aside
+from celery_delayq.store import Move, Moved, OnConflict, Origin, Put, Store
+
+from .conftest import NOW, QUEUE, Contents, contents_of
+
+#: What dispatch.lua calls by these names (us).
+SLICE, SLACK, FULL_PAUSE = 10_000, 100_000, 50_000
+
+#: Where the jobs of each topic go; "e" has lists that expire, in so long a time that none does.
+DELIVERIES = {"q": QUEUE, "r": Delivery.plain("r"), "e": Delivery((0, 5), ("e", "e5"), expires_ms=10**9)}
+#: A producer with other priority steps; its put is told to the dispatchers.
+OTHER_DELIVERIES = {"q": Delivery((0, 9), ("q", "q\x06\x169"))}
+
+
+@dataclass
+class Job:
+    """One waiting job."""
+
+    score: int
+    body: bytes
+    step: int
+    first: int | None
+    grace: int | None
+
+
+@dataclass
+class Topic:
+    """What waits in one topic, and the last score given to a job of each due, while that matters."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    ties: dict[int, int] = field(default_factory=dict)
+    delivery: Delivery | None = None
+
+    def in_order(self) -> list[tuple[str, Job]]:
+        return sorted(self.jobs.items(), key=lambda item: (item[1].score, item[0].encode()))
+
+    def head(self) -> int | None:
+        return min((job.score for job in self.jobs.values()), default=None)
+
+    def slot(self, due: int) -> int:
+        """The score of one more job of this due: behind all others of it, within a millisecond."""
+        scores = {job.score for job in self.jobs.values()}
+        if not any(due <= score <= due + 999 for score in scores) or (due not in self.ties and due not in scores):
+            return due
+        self.ties[due] = min(self.ties.get(due, due) + 1, due + 999)
+        return self.ties[due]
+
+
+class Model:
+    """What the verbs mean."""
+
+    def __init__(self) -> None:
+        self.topics = {name: Topic() for name in DELIVERIES}
+        self.holds: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        self.totals: Counter[str] = Counter()
+        self.aside: dict[str, int] = {}
+        self.remains: dict[str, bytes] = {}
+        self.ready: dict[str, list[bytes]] = {}  # leftmost first, as Redis has them
+
+    # What follows from the rest.
+
+    def index(self) -> dict[str, float]:
+        """When to look at each topic: when its first job is due and it is not held back."""
+        places = {
+            name: max(head, self.holds.get(name, head))
+            for name, topic in self.topics.items()
+            if (head := topic.head()) is not None
+        }
+        return {name: place for name, place in places.items() if place < math.inf}
+
+    def contents(self, store: Store) -> Contents:
+        """All that Redis must hold."""
+        keys = store.keys
+        held: dict[str, object] = {
+            keys.index: encoded(self.index()),
+            keys.holds: encoded(self.holds),
+            keys.rates: {name.encode(): b"%.17g" % interval for name, interval in self.rates.items()},
+            keys.totals: texts(self.totals),
+            keys.aside: encoded(self.aside),
+            keys.remains: {name.encode(): body for name, body in self.remains.items()},
+            keys.topics: {
+                name.encode(): topic.delivery.dumps().encode()
+                for name, topic in self.topics.items()
+                if topic.jobs and topic.delivery
+            },
+            **self.ready,
+        }
+        for name, topic in self.topics.items():
+            schedule, jobs, ties, steps, firsts, graces = keys.of_topic(name)
+            held[schedule] = {id.encode(): job.score for id, job in topic.jobs.items()}
+            held[jobs] = {id.encode(): job.body for id, job in topic.jobs.items()}
+            held[ties] = {b"%d" % due: last for due, last in topic.ties.items()}
+            held[steps] = texts({id: job.step for id, job in topic.jobs.items() if job.step})
+            held[firsts] = texts({id: job.first for id, job in topic.jobs.items() if job.first is not None})
+            held[graces] = texts({id: job.grace for id, job in topic.jobs.items() if job.grace is not None})
+        return {key.encode(): value for key, value in held.items() if value}
+
+    def tick(self, now: int) -> tuple[bool, list[tuple[int, str]], tuple[int, str] | None]:
+        """Whether a job lies aside for anybody, the topics that are due, and the next one."""
+        places = sorted((int(place), name) for name, place in self.index().items())
+        due = [(place, name) for place, name in places if place <= now]
+        later = [(place, name) for place, name in places if place > now]
+        return any(until <= now for until in self.aside.values()), due, later[0] if later else None
+
+    # The verbs.
+
+    def put(
+        self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict, origin: Origin, now: int
+    ) -> int | None:
+        """How many were written; None: refused, for one of them waits."""
+        writes: list[tuple[Put, Job]] = []
+        batch: dict[tuple[str, str], tuple[bytes, int]] = {}
+        for put in jobs:
+            id, key = str(put.id), (put.topic, str(put.id))
+            held = self.topics[put.topic].jobs.get(id)
+            due = put.at_us if put.at_us is not None else now + (put.in_us or 0)
+            taken = batch.get(key) or ((held.body, held.score) if held else None)
+            batch[key] = (put.body, due)
+            if taken is not None:
+                same = (origin is Origin.RETRIED and taken[0] == put.body) or (
+                    origin is Origin.RESTORED and taken == (put.body, due)
+                )
+                if same or on_conflict is OnConflict.KEEP:
+                    continue
+                if on_conflict is OnConflict.ERROR:
+                    return None
+            first = None
+            if origin is Origin.RESTORED:
+                first = put.max_wait_us
+            else:
+                if put.max_wait_us is not None:
+                    first = held.first if held and held.first is not None else now
+                    due = min(due, first + put.max_wait_us)
+                due = max(due, now)
+            writes.append((put, Job(due, put.body, put.step, first, put.grace_us)))
+        for put, job in writes:
+            topic = self.topics[put.topic]
+            topic.jobs.pop(str(put.id), None)
+            if origin is not Origin.RESTORED:
+                job.score = topic.slot(job.score)
+            topic.jobs[str(put.id)] = job
+        if writes:
+            for put in jobs:
+                self.topics[put.topic].delivery = deliveries[put.topic]
+        return len(writes)
+
+    def delete(
+        self, name: str, ids: Sequence[str], bodies: Sequence[bytes] | None, lease: int | None, now: int
+    ) -> list[bool]:
+        gone = []
+        for number, id in enumerate(ids):
+            job = self.topics[name].jobs.get(id)
+            if job is None or (bodies is not None and job.body != bodies[number]):
+                gone.append(False)
+                continue
+            gone.append(True)
+            del self.topics[name].jobs[id]
+            if lease is not None:
+                self._lay_aside(f"revoked:{id}", job.body, now + lease)
+        self._count("cancelled", name, sum(gone))
+        self._tidy(name)
+        return gone
+
+    def move(self, name: str, moves: Sequence[Move], now: int) -> list[Moved]:
+        topic = self.topics[name]
+        words, agreed = [], []
+        for move in moves:
+            job = topic.jobs.get(str(move.id))
+            due = max(move.at_us if move.at_us is not None else now + (move.in_us or 0), now)
+            if job is None:
+                words.append(Moved.MISSING)
+            elif move.if_due_us not in (None, job.score) or move.if_body not in (None, job.body):
+                words.append(Moved.CHANGED)
+            else:
+                words.append(Moved.OK)
+                if due > now or job.score > now:
+                    agreed.append((str(move.id), due))
+        for id, due in agreed:
+            job = topic.jobs.pop(id)
+            job.score = topic.slot(due)
+            topic.jobs[id] = job
+        return words
+
+    def purge(self, name: str) -> int:
+        purged = len(self.topics[name].jobs)
+        self.topics[name].jobs.clear()
+        self._count("cancelled", name, purged)
+        self._tidy(name)
+        return purged
+
+    def pause(self, name: str) -> bool:
+        paused = self.holds.get(name) != math.inf
+        self.holds[name] = math.inf
+        self.rates.pop(name, None)
+        return paused
+
+    def resume(self, name: str, interval: float | None, now: int) -> bool:
+        paused = self.holds.pop(name, None) == math.inf
+        self.rates.pop(name, None)
+        head = self.topics[name].head()
+        if interval is not None and head is not None and head <= now:
+            self.holds[name], self.rates[name] = now, interval
+        return paused
+
+    def claim(self, lease: int, limit: int, now: int) -> list[Aside]:
+        free = sorted((until, name) for name, until in self.aside.items() if until <= now)[:limit]
+        for _, name in free:
+            self.aside[name] = now + lease
+        return [Aside.read(name.encode(), self.remains[name]) for _, name in free]
+
+    def forget(self, names: Sequence[str]) -> int:
+        there = [name for name in dict.fromkeys(names) if name in self.aside]
+        for name in there:
+            del self.aside[name], self.remains[name]
+        return len(there)
+
+    def dispatch(
+        self, name: str, delivery: Delivery, limit: int, position: str, ceiling: int | None, now: int
+    ) -> tuple[int, int, bool]:
+        """How many moved, how many were dropped, and whether more may leave now."""
+        topic, hold, interval = self.topics[name], self.holds.get(name), self.rates.get(name)
+        room = math.inf
+        if ceiling is not None:
+            room = max(ceiling - sum(len(self.ready.get(key, ())) for key in delivery.lists), 0)
+        if interval is not None:
+            limit = min(limit, max(1, math.floor(SLICE / interval)))
+        takes = 0 if hold is not None and hold > now else min(limit, room)
+
+        moved = dropped = 0
+        pushed: dict[str, list[bytes]] = {}
+        for id, job in [item for item in topic.in_order() if item[1].score <= now][: int(min(takes, 1000))]:
+            del topic.jobs[id]
+            if job.grace is not None and job.score + job.grace < now:
+                self._lay_aside(f"late:{id}", job.body, now)
+                dropped += 1
+            else:
+                key = [key for step, key in zip(delivery.steps, delivery.lists, strict=True) if step <= job.step][-1]
+                pushed.setdefault(key, []).append(job.body)
+                moved += 1
+        for key, bodies in pushed.items():
+            # Consumers pop the right end: those in front must come out first.
+            there = self.ready.get(key, [])
+            self.ready[key] = there + bodies[::-1] if position == "front" else bodies[::-1] + there
+        self._count("moved", name, moved)
+        self._count("dropped", name, dropped)
+
+        head = topic.head()
+        overdue = head is not None and head <= now
+        if hold is None or hold <= now:
+            self.holds.pop(name, None)
+            if overdue and moved >= room:
+                self.holds[name] = now + FULL_PAUSE
+            elif overdue and interval is not None:
+                self.holds[name] = math.ceil(max(hold or 0, now - SLACK) + moved * interval)
+            if name not in self.holds:
+                self.rates.pop(name, None)
+        if not overdue:
+            topic.ties = {due: last for due, last in topic.ties.items() if last > now}
+        self._tidy(name)
+        return moved, dropped, self.index().get(name, math.inf) <= now
+
+    def _lay_aside(self, name: str, body: bytes, until: int) -> None:
+        self.aside[name], self.remains[name] = until, body
+
+    def _count(self, word: str, name: str, count: int) -> None:
+        if count:
+            self.totals[f"{word}:{name}"] += count
+
+    def _tidy(self, name: str) -> None:
+        """Nothing of a topic outlives its last job but a pause."""
+        if not self.topics[name].jobs:
+            self.topics[name].ties.clear()
+            if self.holds.get(name, math.inf) < math.inf:
+                del self.holds[name]
+                self.rates.pop(name, None)
+
+
+def encoded(scores: dict[str, float] | dict[str, int]) -> dict[bytes, float]:
+    return {name.encode(): score for name, score in scores.items()}
+
+
+def texts(numbers: dict[str, int] | Counter[str]) -> dict[bytes, bytes]:
+    return {name.encode(): b"%d" % number for name, number in numbers.items()}
+
+
+# One topic more often than the others, and most jobs due soon, so that states come up that take several steps.
+TOPICS = st.sampled_from(["q", "q", "q", "r", "e"])
+IDS = st.sampled_from(["a", "b", "c", "d", "e", "f", "é", "\x00"])
+BODIES = st.sampled_from([b"one", b"two", b"\xff\x00"])
+#: Distances from now (us): the past, the very same moment, within a millisecond, and far beyond every pause.
+AWAY = st.sampled_from([0, 0, 0, 1, 2, 3, 7, 150, 500, 1_000, 20_000, 60_000, 60_000, 1_000_000, -7, -200_000])
+PUTS = st.fixed_dictionaries(
+    {"topic": TOPICS, "id": IDS, "body": BODIES, "away": AWAY},
+    optional={
+        "relative": st.just(1),
+        "step": st.sampled_from([1, 3, 5, 9]),
+        "max_wait_us": st.sampled_from([0, 30, 50_000]),
+        "grace_us": st.sampled_from([0, 500, 30_000]),
+    },
+)
+#: The first, second ... of those that wait; now and then one that does not.
+PICKS = st.integers(0, 9)
+MOVES = st.fixed_dictionaries(
+    {"pick": PICKS, "away": AWAY},
+    optional={"relative": st.just(1), "if_due": st.booleans(), "if_body": BODIES},
+)
+INTERVALS = st.sampled_from([None, 1.0, 2_500.0, 10_000 / 3, 30_000.5, 1_000_000.0])
+
+
+class Scripts(RuleBasedStateMachine):
+    """Any verbs in any order, at moments that never go back."""
+
+    store: Store  # given by the test
+
+    @initialize()
+    def begin(self) -> None:
+        self.store.client.flushdb()
+        self.model = Model()
+        self.now = NOW
+
+    @rule(by=st.sampled_from([1, 5, 500, 2_000, 10_000, 60_000]))
+    def time_passes(self, by: int) -> None:
+        self.now += by
+
+    @rule(
+        puts=st.lists(PUTS, min_size=1, max_size=9),
+        on_conflict=st.sampled_from([*OnConflict, OnConflict.REPLACE, OnConflict.KEEP]),
+        origin=st.sampled_from([*Origin, Origin.NEW, Origin.NEW]),
+        other=st.booleans(),
+    )
+    def put(self, puts: list[dict], on_conflict: OnConflict, origin: Origin, other: bool) -> None:
+        jobs = [self._put(origin, **put) for put in puts]
+        deliveries = DELIVERIES | (OTHER_DELIVERIES if other else {})
+        expected = self.model.put(jobs, deliveries, on_conflict, origin, self.now)
+        try:
+            stored = self.store.put(jobs, deliveries, on_conflict, origin=origin, now_us=self.now)
+        except AlreadyScheduled:
+            stored = None
+        assert expected == stored
+
+    def _put(self, origin: Origin, away: int, relative: int = 0, **given: object) -> Put:
+        if origin is Origin.RESTORED and "max_wait_us" in given:  # the first put itself
+            given["max_wait_us"] = self.now - int(str(given["max_wait_us"]))
+        when = {"in_us": max(away, 0)} if relative else {"at_us": self.now + away}
+        return Put(**given, **when)  # type: ignore[arg-type]
+
+    def _pick(self, name: str, pick: int) -> str:
+        there = sorted(self.model.topics[name].jobs)
+        return there[pick % len(there)] if there and pick < 9 else "missing"
+
+    @rule(
+        name=TOPICS,
+        picks=st.lists(PICKS, min_size=1, max_size=3),
+        lease=st.sampled_from([None, 0, 30_000]),
+        body=st.none() | BODIES,
+    )
+    def delete(self, name: str, picks: list[int], lease: int | None, body: bytes | None) -> None:
+        self._delete(name, [self._pick(name, pick) for pick in picks], lease, body)
+
+    def _delete(self, name: str, ids: list[str], lease: int | None, body: bytes | None) -> None:
+        bodies = None if body is None else [body] * len(ids)
+        gone = self.model.delete(name, ids, bodies, lease, self.now)
+        assert gone == self.store.delete(name, ids, bodies=bodies, lease_us=lease, now_us=self.now)
+
+    @rule(name=TOPICS, moves=st.lists(MOVES, min_size=1, max_size=3))
+    def move(self, name: str, moves: list[dict]) -> None:
+        wanted = [self._move(name, **move) for move in moves]
+        assert self.model.move(name, wanted, self.now) == self.store.move(name, wanted, now_us=self.now)
+
+    def _move(
+        self, name: str, pick: int, away: int, relative: int = 0, if_due: bool | None = None, **given: bytes
+    ) -> Move:
+        id = self._pick(name, pick)
+        job = self.model.topics[name].jobs.get(id)
+        due = None if if_due is None or job is None else job.score - (not if_due)
+        when = {"in_us": max(away, 0)} if relative else {"at_us": self.now + away}
+        return Move(id, if_due_us=due, **when, **given)  # type: ignore[arg-type]
+
+    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=2))
+    def run_now(self, name: str, picks: list[int]) -> None:
+        moves = [Move(self._pick(name, pick), in_us=0) for pick in picks]
+        assert self.model.move(name, moves, self.now) == self.store.move(name, moves, now_us=self.now)
+
+    @rule(
+        name=TOPICS,
+        limit=st.sampled_from([1, 2, 1000, 1000]),
+        position=st.sampled_from(["back", "front"]),
+        ceiling=st.sampled_from([None, None, 1, 2, 5]),
+    )
+    def dispatch(self, name: str, limit: int, position: str, ceiling: int | None) -> None:
+        delivery = self.model.topics[name].delivery or DELIVERIES[name]
+        expected = self.model.dispatch(name, delivery, limit, position, ceiling, self.now)
+        done = self.store.dispatch(name, delivery, limit, position, ceiling, now_us=self.now)
+
+        assert expected == (done.moved, done.dropped, done.left)
+        assert (done.orphans, done.now_us) == (0, self.now)
+        places = self.model.index()
+        first = min(places.values(), default=None)
+        assert first == (done.next and done.next.due_us)
+        assert done.next is None or places[done.next.topic] == first
+        assert done.next is None or done.next.delivery == self.model.topics[done.next.topic].delivery
+
+    @rule(
+        rounds=st.integers(1, 5), ceiling=st.sampled_from([None, None, 2]), lateness=st.sampled_from([0, 0, 90, 30_000])
+    )
+    def dispatchers_at_work(self, rounds: int, ceiling: int | None, lateness: int) -> None:
+        """What a dispatcher does: it dispatches what is due, and sleeps until the next is, or a little longer."""
+        for _ in range(rounds):
+            for _, name in self.model.tick(self.now)[1]:
+                self.dispatch(name, 1000, "back", ceiling)
+                self.all_of_redis_is_as_the_model_says()
+            _, due, later = self.model.tick(self.now)
+            if not due and later is not None:
+                self.now = later[0] + lateness
+
+    @rule(
+        name=TOPICS,
+        puts=st.lists(PUTS, min_size=2, max_size=9),
+        by=st.sampled_from([0, 3, 2_000, 40_000]),
+        interval=INTERVALS,
+        rounds=st.integers(0, 5),
+        then=st.sampled_from(["pause", "purge", "delete all", "resume", "nothing"]),
+    )
+    def a_backlog_leaves(
+        self, name: str, puts: list[dict], by: int, interval: float | None, rounds: int, then: str
+    ) -> None:
+        """Several steps that seldom follow each other by chance."""
+        self.put([{**put, "topic": name} for put in puts], OnConflict.REPLACE, Origin.NEW, other=False)
+        self.now += by
+        self.resume(name, interval)
+        self.all_of_redis_is_as_the_model_says()
+        self.dispatchers_at_work(rounds, None, 0)
+        if then == "resume":
+            self.resume(name, None)
+        elif then != "nothing":
+            self.what_is_rare(name, then)
+
+    @rule(consumed=st.sampled_from(["q", "r", "e", "q\x06\x169"]), count=st.integers(1, 3))
+    def consume(self, consumed: str, count: int) -> None:
+        there = self.model.ready.get(consumed, [])
+        popped = [self.store.client.rpop(consumed) for _ in range(count)]
+        assert (there[::-1] + [None] * count)[:count] == popped
+        self.model.ready[consumed] = there[:-count]
+
+    @rule(name=TOPICS, what=st.sampled_from(["pause", "pause", "purge", "delete all", "SCRIPT FLUSH"]))
+    def what_is_rare(self, name: str, what: str) -> None:
+        """One rule for what would otherwise leave the others too little to do."""
+        if what == "pause":
+            assert self.model.pause(name) is self.store.pause(name)
+        elif what == "purge":
+            assert self.model.purge(name) == self.store.purge(name)
+        elif what == "delete all":
+            self._delete(name, list(self.model.topics[name].jobs), None, None)
+        else:
+            self.store.client.script_flush()
+
+    @rule(name=TOPICS, interval=INTERVALS)
+    def resume(self, name: str, interval: float | None) -> None:
+        assert self.model.resume(name, interval, self.now) is self.store.resume(name, interval, now_us=self.now)
+
+    @rule(lease=st.sampled_from([0, 700, 90_000]), limit=st.sampled_from([1, 2, 100]))
+    def claim(self, lease: int, limit: int) -> None:
+        assert self.model.claim(lease, limit, self.now) == self.store.claim(lease, limit, now_us=self.now)
+
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=3))
+    def forget(self, picks: list[int]) -> None:
+        names = [*self.model.aside, "late:missing"]
+        jobs = [Aside.read(names[pick % len(names)].encode(), b"") for pick in picks]
+        assert self.model.forget([job.name for job in jobs]) == self.store.forget(jobs)
+
+    @invariant()
+    def all_of_redis_is_as_the_model_says(self) -> None:
+        assert self.model.contents(self.store) == contents_of(self.store)
+
+    @invariant()
+    def a_tick_tells_it(self) -> None:
+        aside, due, later = self.model.tick(self.now)
+        tick = self.store.tick(now_us=self.now)
+        assert (aside, due) == (tick.aside, [(one.due_us, one.topic) for one in tick.due])
+        assert later == (tick.next and (tick.next.due_us, tick.next.topic))
+        for one in (*tick.due, *([tick.next] if tick.next else ())):
+            assert one.delivery == self.model.topics[one.topic].delivery
+
+    @rule(name=TOPICS)
+    def a_page_shows_it(self, name: str) -> None:
+        shown = [(job.id.decode(), job.due_us, job.body) for job in self.store.page(name).jobs]
+        assert shown == [(id, job.score, job.body) for id, job in self.model.topics[name].in_order()]
+
+
+@pytest.mark.timeout(180)
+def test_redis_is_as_the_model_says(store: Store) -> None:
+    """Thousands of random steps, the same ones in every run."""
+    machine = type("Scripts", (Scripts,), {"store": store})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(max_examples=100, stateful_step_count=50, derandomize=True, deadline=None),
+    )
