@@ -16,6 +16,7 @@ from celery_delayq.scripts import script
 checkout = Path(__file__).resolve().parent.parent
 package = Path(celery_delayq.__file__).resolve()
 verbs = sorted(file.name.removesuffix(".lua") for file in files("celery_delayq.lua").iterdir() if file.suffix == ".lua")
+plugins = entry_points(group="celery.commands", name="delayq")
 failures = [
     reason
     for reason, wrong in {
@@ -24,6 +25,8 @@ failures = [
         "a Lua script is missing": verbs != sorted(path.stem for path in (checkout / "lua").glob("*.lua")),
         "a Lua script does not load": not all(script(verb).sha for verb in verbs),
         "the command celery-delayq is missing": not entry_points(group="console_scripts", name="celery-delayq"),
+        "the plugin celery delayq is missing": not plugins,
+        "the plugin celery delayq lacks commands": any(not plugin.load().commands.get("list") for plugin in plugins),
     }.items()
     if wrong
 ]
