@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import bulk, burst, control, duplicates, lateness, memory, publish, scaling, storage
+from . import bulk, burst, control, duplicates, lateness, memory, publish, scaling, storage, transfer
 from .conditions import Conditions, newest_server
 from .report import Row, table
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "scaling": scaling.run,
     "control": control.run,
     "storage": storage.run,
+    "transfer": transfer.run,
     "duplicates": duplicates.run,
     "memory": memory.run,
     "lateness": lateness.run,

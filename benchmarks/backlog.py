@@ -11,6 +11,7 @@ from typing import Any
 
 from celery_delayq.clock import SECOND_US
 from celery_delayq.delivery import Delivery
+from celery_delayq.message import PUT_PROPERTY
 from celery_delayq.store import Put, Store
 
 from .workers import Bench
@@ -47,7 +48,7 @@ class Backlog:
         self.delivery = Delivery.loads(self.store.client.hget(keys.topics, QUEUE) or b"")
         self.store.delete(QUEUE, [self._id])
         message = json.loads(held)
-        del message["properties"]["reply_to"]
+        del message["properties"]["reply_to"], message["properties"][PUT_PROPERTY]  # for a size that holds for ever
         message["headers"]["origin"] = ""
         message["headers"]["origin"] = "x" * (BODY_BYTES - len(json.dumps(message)))
         body = json.dumps(message).encode()

@@ -43,17 +43,20 @@ class Bench:
         number: tells benches on one server apart.
         delayq: whether the app has celery_delayq.
         conf: more of the app's configuration.
+
+    Attributes:
+        arguments: of :func:`~benchmarks.apps.make_app`, for other processes.
     """
 
     def __init__(self, server: RedisServer, number: int, *, delayq: bool, conf: dict[str, Any] | None = None) -> None:
         self.name = "delayq" if delayq else "native"
-        self._arguments: dict[str, Any] = {
+        self.arguments: dict[str, Any] = {
             "broker_url": server.url(2 * number),
             "records_url": server.url(2 * number + 1),
             "delayq": delayq,
             "conf": conf or {},
         }
-        self.app: Celery = make_app(**self._arguments)
+        self.app: Celery = make_app(**self.arguments)
         self.broker: redis.Redis = server.client(2 * number)
         self._records: redis.Redis = server.client(2 * number + 1)
 
@@ -62,7 +65,7 @@ class Bench:
 
     def worker(self, *options: str) -> Worker:
         """A worker process of this app, not started."""
-        return Worker(self, self._arguments, options)
+        return Worker(self, options)
 
     def recorded(self) -> int:
         """How many records there are."""
@@ -80,12 +83,12 @@ class Bench:
 class Worker:
     """A worker process as a context manager; ready for tasks when it is entered."""
 
-    def __init__(self, bench: Bench, arguments: dict[str, Any], options: tuple[str, ...]) -> None:
+    def __init__(self, bench: Bench, options: tuple[str, ...]) -> None:
         self._bench = bench
         self._command = [sys.executable, "-m", "celery", "-A", "benchmarks.apps", "worker", "-l", "WARNING"]
         # What workers tell each other is none of what is measured, and mingling delays each start by a second.
         self._command += ["--without-gossip", "--without-mingle", "-n", f"{bench.name}-{id(self):x}@%h", *options]
-        self._environment = {**os.environ, ENVIRONMENT: json.dumps(arguments)}
+        self._environment = {**os.environ, ENVIRONMENT: json.dumps(bench.arguments)}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
