@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from celery_delayq.command import transferring
 from .backlog import fill
 from .command import Run, run
 from .conftest import Inside
+from .worker import ROOT
 
 
 @pytest.fixture
@@ -157,3 +160,35 @@ def test_every_line_is_json_that_others_can_read(celery: Run, backlog: list[str]
         fields = json.loads(line)
         assert list(fields) == ["id", "queue", "due", "body"]
         assert json.loads(fields["body"])["headers"]["id"] == fields["id"]
+
+
+def test_the_commands_of_the_readme(celery: Run, app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them works as it is written there, one after the other."""
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True) for line in readme.splitlines() if line.startswith("celery -A proj")]
+    assert len(commands) >= 15
+    for task_id in ("need_some_help_email_42", "remind-A2"):
+        app.delayq.apply_delayed("shop.remind", 3 * 86_400, task_id=task_id)
+    at = datetime(2030, 1, 2, tzinfo=timezone.utc)
+    app.delayq.apply_at("shop.remind", at, queue="mail", headers={"batch": "b1"})
+    app.delayq.apply_at("shop.remind", at, queue="mail")
+
+    for words in commands:
+        said = celery(*words[words.index("delayq") + 1 :], typed="y\n")
+        assert (said.code, "Error" in said.err) == (0, False), (words, said)
+    assert app.delayq.queues() == ["celery"]
+
+
+def test_the_calls_of_the_readme(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same in Python: the example runs as it is written there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = (block for block in readme.split("```python\n") if block.startswith("from datetime import timedelta"))
+    for task_id in ("need_some_help_email_42", "remind-A2", "cart-A5"):
+        app.delayq.apply_delayed("shop.remind", 3 * 86_400, task_id=task_id)
+    app.delayq.apply_delayed("shop.remind", 60, task_id="mail-1", queue="mail", headers={"user": 42})
+
+    exec(example.partition("```")[0], {"app": app})
+
+    assert "mail-1" in capsys.readouterr().out
+    assert [task.id for task in app.delayq.scheduled()] == ["remind-A2", "mail-1"]
