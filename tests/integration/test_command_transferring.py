@@ -178,17 +178,3 @@ def test_the_commands_of_the_readme(celery: Run, app: Celery, tmp_path: Path, mo
         said = celery(*words[words.index("delayq") + 1 :], typed="y\n")
         assert (said.code, "Error" in said.err) == (0, False), (words, said)
     assert app.delayq.queues() == ["celery"]
-
-
-def test_the_calls_of_the_readme(app: Celery, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same in Python: the example runs as it is written there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = (block for block in readme.split("```python\n") if block.startswith("from datetime import timedelta"))
-    for task_id in ("need_some_help_email_42", "remind-A2", "cart-A5"):
-        app.delayq.apply_delayed("shop.remind", 3 * 86_400, task_id=task_id)
-    app.delayq.apply_delayed("shop.remind", 60, task_id="mail-1", queue="mail", headers={"user": 42})
-
-    exec(example.partition("```")[0], {"app": app})
-
-    assert "mail-1" in capsys.readouterr().out
-    assert [task.id for task in app.delayq.scheduled()] == ["remind-A2", "mail-1"]
