@@ -11,8 +11,9 @@ from typing import Any
 
 from celery_delayq.clock import SECOND_US
 from celery_delayq.delivery import Delivery
+from celery_delayq.job import Put
 from celery_delayq.message import PUT_PROPERTY
-from celery_delayq.store import Put, Store
+from celery_delayq.store import Store
 
 from .workers import Bench
 

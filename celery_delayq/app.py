@@ -21,10 +21,11 @@ from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .errors import ImproperlyConfigured
 from .finisher import Finisher
+from .job import OnConflict
 from .message import restore_eta
 from .publishing import Publishing
 from .settings import Settings
-from .store import OnConflict, Store
+from .store import Store
 from .telling import Telling
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from types import CellType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from . import broker
-from .store import OnConflict, Put
+from .job import OnConflict, Put
 
 #: A batch is full with the message that passes so many bytes: Redis does nothing else while it stores one.
 BATCH_BYTES = 8 * 1024 * 1024

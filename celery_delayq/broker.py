@@ -19,8 +19,9 @@ from kombu.utils.json import dumps
 from redis.exceptions import OutOfMemoryError
 
 from .delivery import Delivery
+from .job import OnConflict, Origin, Put
 from .keys import Keys
-from .store import OnConflict, Origin, Put, Store
+from .store import Store
 
 
 @dataclass

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 from .clock import SECOND_US, checked_due_us, is_number, moment_of
 from .errors import shortened
 from .inspection import Inspection, checked_ids
-from .job import Aside, Place, Waiting
+from .job import Aside, Move, Moved, Place, Waiting
 from .scheduled import Filter, ScheduledTask
-from .store import Move, Moved
 
 #: Tasks that lie aside at once while their end is told, and for how long (us) they are ours. Should we die meanwhile, a
 #: worker tells it after that.

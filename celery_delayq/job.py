@@ -1,9 +1,100 @@
-"""Jobs as the store gives them back: waiting, or laid aside."""
+"""Jobs: as they are put and moved, as they wait, and as they lie aside."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
+
+from .clock import LATEST_US
+from .errors import shortened
+
+
+class OnConflict(str, Enum):
+    """What a put does when a job of the same id waits already."""
+
+    #: Raise :class:`~celery_delayq.errors.AlreadyScheduled`.
+    ERROR = "error"
+    #: Leave the one that waits.
+    KEEP = "keep"
+    #: Overwrite it.
+    REPLACE = "replace"
+
+
+class Origin(str, Enum):
+    """Where the jobs of a put come from."""
+
+    #: Somebody who would know if it had been put before.
+    NEW = "new"
+    #: Perhaps a put whose reply was lost: the same body under the same id is that very put, and no conflict.
+    RETRIED = "retried"
+    #: A record of what waited: written as it was, also if its time is past; the same again is no conflict.
+    RESTORED = "restored"
+
+
+@dataclass(frozen=True)
+class Put:
+    """One job to be stored.
+
+    Attributes:
+        id: unique in its topic; 1 byte or more.
+        body: handed over as it is.
+        at_us: due, in microseconds since the epoch; or
+        in_us: due so many microseconds from now on Redis's clock. Exactly one of the two.
+        step: priority step; 0 for the plain ready list.
+        max_wait_us: due at the latest so long after the first put of this id, or None. Of a restored job: when its id
+            was first put, in microseconds since the epoch.
+        grace_us: dropped when it is found later than this after its due time; None to be handed over however late.
+    """
+
+    topic: str
+    id: str | bytes
+    body: bytes
+    at_us: int | None = None
+    in_us: int | None = None
+    step: int = 0
+    max_wait_us: int | None = None
+    grace_us: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError("a job's id must not be empty")
+        if (self.at_us is None) == (self.in_us is None):
+            raise ValueError("give a job either at_us or in_us")
+        if (self.at_us or self.in_us or 0) > LATEST_US:
+            raise ValueError(f"job {shortened(self.id)} is due after the year 2255, the latest that can be kept")
+
+    @property
+    def due(self) -> str:
+        """The due time as put.lua reads it."""
+        return str(self.at_us) if self.at_us is not None else f"+{max(self.in_us or 0, 0)}"
+
+
+class Moved(Enum):
+    """What became of a move."""
+
+    OK = "OK"
+    #: It does not wait (any more).
+    MISSING = "MISSING"
+    #: It waits, but is not due when the caller thought, or is another one by now.
+    CHANGED = "CHANGED"
+
+
+@dataclass(frozen=True)
+class Move:
+    """Another due time for one waiting job.
+
+    Attributes:
+        at_us, in_us: as of a :class:`Put`.
+        if_due_us: only while it is due then.
+        if_body: only while it has this body.
+    """
+
+    id: str | bytes
+    at_us: int | None = None
+    in_us: int | None = None
+    if_due_us: int | None = None
+    if_body: bytes | None = None
 
 
 class Place(NamedTuple):

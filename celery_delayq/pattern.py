@@ -28,9 +28,9 @@ from kombu.utils.json import dumps
 
 from .batch import Batch
 from .clock import to_us
+from .job import Put
 from .message import DUE_PROPERTY, PUT_PROPERTY
 from .publishing import Gathered
-from .store import Put
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -22,9 +22,9 @@ from . import broker
 from .batch import Batch, waits
 from .clock import SECOND_US, checked_due_us, seconds_of
 from .errors import ImproperlyConfigured, shortened
+from .job import OnConflict, Put
 from .message import read_eta, without_eta
 from .settings import Settings
-from .store import OnConflict, Put
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -176,7 +176,7 @@ class Publishing:
         return batch.send(stock, batch.last, name, message, **options)
 
     def due_of(self, wish: Wish, eta: object) -> dict[str, int] | None:
-        """When a message with that ``eta`` header is due, as a :class:`~celery_delayq.store.Put` says it.
+        """When a message with that ``eta`` header is due, as a :class:`~celery_delayq.job.Put` says it.
 
         None: the message is none of ours.
         """

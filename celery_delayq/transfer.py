@@ -30,10 +30,9 @@ from typing import Any
 from .clock import LATEST_US, SECOND_US, is_number, text_of, to_us
 from .errors import AlreadyScheduled, ImportRefused, shortened
 from .inspection import Inspection
-from .job import Page, Waiting
+from .job import OnConflict, Origin, Page, Put, Waiting
 from .scheduled import Filter, ScheduledTask
 from .scripts import Begun
-from .store import OnConflict, Origin, Put
 
 #: Jobs, and about how many bytes of them, in memory at once.
 BATCH, BATCH_BYTES = 1000, 4 * 1024 * 1024

@@ -14,7 +14,7 @@ import click
 from celery.bin.base import CeleryOption
 
 from celery_delayq.errors import ImportRefused
-from celery_delayq.store import OnConflict
+from celery_delayq.job import OnConflict
 from celery_delayq.transfer import Imported, export_jobs, import_jobs
 
 from .changing import tasks

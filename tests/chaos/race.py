@@ -24,7 +24,7 @@ from celery import Celery
 from celery_delayq import DelayQ
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
-from celery_delayq.store import OnConflict, Origin, Put
+from celery_delayq.job import OnConflict, Origin, Put
 from tests.integration.worker import ROOT
 
 QUEUE = "orders"

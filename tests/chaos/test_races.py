@@ -12,7 +12,8 @@ import pytest
 from celery_delayq.clock import SECOND_US
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
-from celery_delayq.store import Put, Store
+from celery_delayq.job import Put
+from celery_delayq.store import Store
 from tests.integration.worker import Project, handed_over, put_many
 
 from .race import QUEUE, race

@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 
 from celery_delayq.clock import SECOND_US
-from celery_delayq.store import Put
+from celery_delayq.job import Put
 
 from .conftest import Inside
 

@@ -12,7 +12,7 @@ from kombu import Exchange, Queue
 
 from celery_delayq.clock import text_of
 from celery_delayq.delivery import Delivery
-from celery_delayq.store import Origin, Put
+from celery_delayq.job import Origin, Put
 
 from .backlog import FAR_US, fill
 from .command import Run, run

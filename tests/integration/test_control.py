@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from celery_delayq import DelayQ
 from celery_delayq.clock import from_us
 from celery_delayq.embedded import RedisServer
-from celery_delayq.store import Put
+from celery_delayq.job import Put
 
 from .backlog import FAR_US, fill
 from .conftest import Inside

@@ -16,8 +16,9 @@ from redis.retry import Retry
 from celery_delayq.delivery import Delivery
 from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.embedded import RedisServer
+from celery_delayq.job import Put
 from celery_delayq.keys import Keys
-from celery_delayq.store import Put, Store
+from celery_delayq.store import Store
 
 QUEUE = Delivery.plain("q")
 NOW = 1_800_000_000_000_000

@@ -18,9 +18,9 @@ from celery_delayq.delivery import Delivery
 from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.embedded import RedisServer
 from celery_delayq.finisher import Finisher
-from celery_delayq.job import Aside
+from celery_delayq.job import Aside, Put
 from celery_delayq.keys import Keys
-from celery_delayq.store import Put, Store
+from celery_delayq.store import Store
 
 from .worker import wait_for
 

@@ -16,8 +16,8 @@ from kombu.exceptions import OperationalError
 from celery_delayq import DelayQ, ImproperlyConfigured, apply_at
 from celery_delayq.clock import from_us
 from celery_delayq.embedded import free_port
+from celery_delayq.job import Put
 from celery_delayq.scheduled import Filter
-from celery_delayq.store import Put
 
 from .backlog import FAR_US, fill
 from .conftest import Inside

@@ -19,9 +19,8 @@ from kombu.transport.virtual import Message
 from celery_delayq import DelayQ
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
-from celery_delayq.job import Aside
+from celery_delayq.job import Aside, Put
 from celery_delayq.message import DUE_PROPERTY
-from celery_delayq.store import Put
 
 from .conftest import Inside
 from .hearing import Ear, listening, signalled

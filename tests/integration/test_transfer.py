@@ -20,10 +20,10 @@ from celery_delayq.clock import from_us, text_of
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
 from celery_delayq.errors import ImportRefused
+from celery_delayq.job import OnConflict, Origin, Put
 from celery_delayq.scheduled import Filter
-from celery_delayq.store import OnConflict, Origin, Put
 from celery_delayq.transfer import Imported, export_jobs, import_jobs
-from tests.lua.conftest import value_of
+from tests.lua.conftest import contents_of
 
 from .conftest import Inside
 
@@ -52,8 +52,7 @@ def put(inside: Inside, *jobs: Put, origin: Origin = Origin.NEW) -> None:
 
 def held(inside: Inside) -> dict[bytes, object]:
     """All that Redis holds of what waits."""
-    keys = inside.client.scan_iter("delayq:*")
-    return {key: value_of(inside.client, key) for key in keys if key != inside.keys.totals.encode()}
+    return contents_of(inside.store, "delayq:*", totals=False)
 
 
 def test_what_was_exported_comes_back_as_it_was(app: Celery, inside: Inside) -> None:

@@ -24,8 +24,8 @@ from celery_delayq import DelayQ
 from celery_delayq.clock import from_us
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer, servers
+from celery_delayq.job import Put
 from celery_delayq.message import DUE_PROPERTY
-from celery_delayq.store import Put
 
 ROOT = Path(__file__).parents[2]
 

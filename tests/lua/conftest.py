@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from celery_delayq.delivery import Delivery
-from celery_delayq.store import OnConflict, Origin, Put, Store
+from celery_delayq.job import OnConflict, Origin, Put
+from celery_delayq.store import Store
 
 #: A moment for scripts that are told the time (us).
 NOW = 1_800_000_000_000_000
@@ -93,9 +94,9 @@ def contents(store: Store) -> Reader:
     return lambda *, totals=True: contents_of(store, totals=totals)
 
 
-def contents_of(store: Store, *, totals: bool = True) -> Contents:
-    """Everything in the database, key -> value; in three round trips, since some tests look after each step."""
-    keys = [key for key in store.client.scan_iter(count=1000) if totals or key != store.keys.totals.encode()]
+def contents_of(store: Store, pattern: str = "*", *, totals: bool = True) -> Contents:
+    """Everything in the database that is called so, key -> value; in three round trips, since some tests look after each step."""
+    keys = [key for key in store.client.scan_iter(pattern, count=1000) if totals or key != store.keys.totals.encode()]
     with store.client.pipeline(transaction=False) as pipe:
         for key in keys:
             pipe.type(key)

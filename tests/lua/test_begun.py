@@ -6,7 +6,8 @@ import pytest
 import redis
 
 from celery_delayq.errors import AlreadyScheduled, DelayQError
-from celery_delayq.store import OnConflict, Origin, Store
+from celery_delayq.job import OnConflict, Origin
+from celery_delayq.store import Store
 
 from .conftest import QUEUE, job, put, waiting
 

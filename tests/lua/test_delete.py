@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_delayq.job import Aside
-from celery_delayq.store import OnConflict, Store, Upcoming
+from celery_delayq.job import Aside, OnConflict
+from celery_delayq.store import Store, Upcoming
 
 from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, totals, waiting
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celery_delayq.delivery import Delivery
-from celery_delayq.job import Aside
-from celery_delayq.store import Dispatched, OnConflict, Store, Upcoming
+from celery_delayq.job import Aside, OnConflict
+from celery_delayq.store import Dispatched, Store, Upcoming
 
 from .conftest import NOW, QUEUE, Reader, full, index, job, popped, put, totals, waiting
 

@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
-from celery_delayq.job import Aside
-from celery_delayq.store import Move, Moved, OnConflict, Origin, Put, Store
+from celery_delayq.job import Aside, Move, Moved, OnConflict, Origin, Put
+from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Contents, contents_of
 

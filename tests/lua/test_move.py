@@ -9,8 +9,9 @@ import redis
 
 from celery_delayq.clock import LATEST_US
 from celery_delayq.errors import DelayQError
+from celery_delayq.job import Move, Moved
 from celery_delayq.scripts import script
-from celery_delayq.store import Move, Moved, Store
+from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, waiting
 

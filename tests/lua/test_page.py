@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_delayq import store as store_module
-from celery_delayq.job import Needle, Page, Place, Waiting
-from celery_delayq.store import Move, OnConflict, Origin, Put, Store
+from celery_delayq.job import Move, Needle, OnConflict, Origin, Page, Place, Put, Waiting
+from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Reader, job, put, waiting
 

@@ -8,8 +8,9 @@ import redis
 from celery_delayq.clock import LATEST_US
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled, DelayQError
+from celery_delayq.job import OnConflict, Origin, Put
 from celery_delayq.scripts import script
-from celery_delayq.store import OnConflict, Origin, Put, Store
+from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, popped, put, waiting
 
