@@ -95,7 +95,7 @@ def contents(store: Store) -> Reader:
 
 
 def contents_of(store: Store, pattern: str = "*", *, totals: bool = True) -> Contents:
-    """Everything in the database that is called so, key -> value; in three round trips, since some tests look after each step."""
+    """All keys that are called so, and their values; in three round trips, since some tests look after each step."""
     keys = [key for key in store.client.scan_iter(pattern, count=1000) if totals or key != store.keys.totals.encode()]
     with store.client.pipeline(transaction=False) as pipe:
         for key in keys:
