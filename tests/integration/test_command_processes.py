@@ -42,10 +42,18 @@ print("a project may print something", end="")
 
 
 @pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
+def newest() -> Iterator[RedisServer]:
     """What a process does does not depend on the version of Redis."""
     with newest_redis() as server:
         yield server
+
+
+@pytest.fixture
+def server(newest: RedisServer) -> Iterator[RedisServer]:
+    """That server, emptied afterwards."""
+    yield newest
+    with newest.client() as client:
+        client.flushall()
 
 
 class Shell:
