@@ -299,7 +299,7 @@ def _bytes(fields: dict[str, Any], name: str) -> bytes:
 
 def _us(name: str, text: Any) -> int:
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(f"{text[:-1]}+00:00" if text[-1:] == "Z" else text)  # Z: for Python 3.10
     except (ValueError, TypeError):
         raise ValueError(f"{name} must be a time as in 2030-01-02T03:04:05.000006+00:00") from None
     moment_us = to_us(moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc))
