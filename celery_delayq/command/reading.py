@@ -19,7 +19,7 @@ from celery_delayq.scheduled import ScheduledTask
 from .agenda import Chart, chart_lines
 from .filters import filter_of, filtered, queue_option
 from .group import NothingDone, WrongUse, command, delayq_of, one_line
-from .output import Column, Table, as_json, is_terminal, safe, write
+from .output import Bar, Column, Table, as_json, is_terminal, safe, write
 from .when import LENGTH, WHEN, tell_length, told
 
 #: Rows of a table when nobody says how many.
@@ -147,7 +147,12 @@ def count(ctx: click.Context, where: dict[str, Any], as_objects: bool) -> None:
 
     By queue and time at once; with other filters each message is read.
     """
-    number = delayq_of(ctx).count(**where)
+    app = delayq_of(ctx)
+    if filter_of(where).reads_messages:
+        with Bar("counting", "stopped: {done} of {total} tasks were looked at") as bar:
+            number = app.cancel_where(**where, dry_run=True, progress=bar.progress)
+    else:
+        number = app.count(**where)
     write([as_json({"count": number}) if as_objects else str(number)])
 
 
