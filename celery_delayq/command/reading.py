@@ -60,11 +60,11 @@ def list_(ctx: click.Context, where: dict[str, Any], limit: int | None, as_objec
     if first is None:
         click.echo("nothing waits" if filter_of(where).is_all else "nothing that waits is meant", err=True)
         return
-    now = datetime.now(timezone.utc)
+    now, paused = datetime.now(timezone.utc), app.paused()
     table = Table(
         Column("DUE"), Column("IN"), Column("QUEUE", narrows=True), Column("TASK", narrows=True), Column("ID")
     )
-    write(table.lines(_row(task, now) for task in chain([first], shown)))
+    write(table.lines(_row(task, now, paused) for task in chain([first], shown)))
     following = next(tasks, None) if limit else None
     if following is not None:
         count = None if filter_of(where).reads_messages else app.count(**where) - limit
@@ -73,9 +73,13 @@ def list_(ctx: click.Context, where: dict[str, Any], limit: int | None, as_objec
         click.echo(f"… {some}: --from {due} goes on, --limit 0 shows all", err=True)
 
 
-def _row(task: ScheduledTask, now: datetime) -> tuple[str, ...]:
+def _row(task: ScheduledTask, now: datetime, paused: set[str]) -> tuple[str, ...]:
     due = task.due.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
-    return due, told(task.due, now).removeprefix("in "), task.queue, task.task or "?", task.id
+    return due, told(task.due, now).removeprefix("in "), _queue(task, paused), task.task or "?", task.id
+
+
+def _queue(task: ScheduledTask, paused: set[str]) -> str:
+    return f"{task.queue} (paused)" if task.queue in paused else task.queue
 
 
 @command("show")
@@ -98,16 +102,16 @@ def show(ctx: click.Context, task_id: str, as_objects: bool) -> None:
     now = datetime.now(timezone.utc)
     for number, task in enumerate(found):
         write([""] * bool(number))
-        write(_portrait(task, now, task.queue in paused))
+        write(_portrait(task, now, paused))
 
 
-def _portrait(task: ScheduledTask, now: datetime, paused: bool) -> Iterator[str]:
+def _portrait(task: ScheduledTask, now: datetime, paused: set[str]) -> Iterator[str]:
     lines = {
         "id": task.id,
         "task": task.task or "? (its message cannot be read)",
         "args": task.argsrepr,
         "kwargs": task.kwargsrepr,
-        "queue": f"{task.queue} (paused)" if paused else task.queue,
+        "queue": _queue(task, paused),
         "priority": task.priority,
         "due": _moment(task.due, now),
         "put": task.put_at and _moment(task.put_at, now),
