@@ -23,10 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that uses a server once for every version that is here."""
+    """Run each test that uses a server once for every version that is here; but modules that say ``ONE_REDIS``, and
+    ask nothing of Redis that others do not, on the newest only.
+    """
     if "redis_server" in metafunc.fixturenames:
         versions = list(SERVERS) or ["none"]
-        if metafunc.config.getoption("one_redis"):
+        if metafunc.config.getoption("one_redis") or getattr(metafunc.module, "ONE_REDIS", False):
             versions = versions[-1:]
         ids = [f"redis-{version}" for version in versions]
         metafunc.parametrize("redis_server", versions, ids=ids, indirect=True, scope="session")

@@ -28,6 +28,9 @@ from celery_delayq.pattern import Pattern
 from .conftest import Inside
 from .test_parity import OPTIONS, QUEUES
 
+#: Redis is seen through the store, whose own tests run on every version.
+ONE_REDIS = True
+
 SOON = datetime(2100, 1, 1, 12, 30, 15, 123456, tzinfo=timezone.utc)
 SECOND = timedelta(seconds=1)
 

@@ -18,6 +18,9 @@ from .backlog import FAR_US, fill
 from .command import Run, run
 from .conftest import Inside
 
+#: Redis is seen through the store, whose own tests run on every version.
+ONE_REDIS = True
+
 HOSTILE = "a\nb\x1b[31mred\u202e"
 
 

@@ -20,6 +20,9 @@ from .command import Run, run
 from .conftest import Inside
 from .worker import ROOT
 
+#: Redis is seen through the store, whose own tests run on every version.
+ONE_REDIS = True
+
 
 @pytest.fixture
 def celery(app: Celery) -> Run:
