@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from celery_delayq.errors import AlreadyScheduled, DelayQError
 from celery_delayq.job import OnConflict, Origin
@@ -76,6 +78,6 @@ def test_refusals_are_told(store: Store) -> None:
 
 def test_a_redis_that_is_gone_is_told(store: Store) -> None:
     """In the words of redis-py: translating them is the caller's business."""
-    lost = Store(redis.Redis(port=1), store.keys)
+    lost = Store(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)), store.keys)
     with pytest.raises(redis.ConnectionError):
         lost.begin_page("q").result()
