@@ -28,11 +28,11 @@ class Origin(str, Enum):
     NEW = "new"
     #: Perhaps a put whose reply was lost: the same body under the same id is that very put, and no conflict.
     RETRIED = "retried"
-    #: A record of what waited: written as it was, also if its time is past; the same again is no conflict.
+    #: A record of what waited: such a put is a :meth:`~celery_delayq.store.Store.restore`.
     RESTORED = "restored"
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that takes three times as long to make, and an import makes a million
 class Put:
     """One job to be stored.
 

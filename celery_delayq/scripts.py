@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -64,6 +64,13 @@ class Script:
             raise DelayQError(f"{self.name}: {refusal.removeprefix('BADARG ')}") from error
 
 
+class Packed(NamedTuple):
+    """So many words as Redis's protocol writes them, made by :func:`pack` and joined."""
+
+    words: int
+    data: bytes
+
+
 class Prepared:
     """A script whose keys and first arguments are the same for many calls: they are packed once.
 
@@ -77,11 +84,17 @@ class Prepared:
         self._args = args
         words = ["EVALSHA", script.sha, len(keys), *keys, *args]
         self._words = len(words)
-        self._packed = _pack(words)
+        self._packed = pack(words)
 
-    def __call__(self, client: redis.Redis, args: Sequence[Value]) -> Any:
+    def __call__(self, client: redis.Redis, args: Sequence[Value] | Packed) -> Any:
         """Run the script with the rest of its arguments; raises what :class:`Script` does."""
-        command = self._command(args)
+        try:
+            return self._exchange(client, self._command(args))
+        except NoScriptError:
+            words = ["EVAL", self._script.text, len(self._keys), *self._keys, *self._args]
+            return self._exchange(client, self._command(args, pack(words)))
+
+    def _exchange(self, client: redis.Redis, command: bytes) -> Any:
         pool = client.connection_pool
         own = client.connection  # of a client that keeps one for itself
         connection = own or pool.get_connection(*_PURPOSE)
@@ -93,7 +106,7 @@ class Prepared:
         try:
             return connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
         except NoScriptError:
-            return self._script(client, self._keys, [*self._args, *args])
+            raise
         except ResponseError as error:
             self._script.explain(error)
             raise
@@ -101,10 +114,11 @@ class Prepared:
             if own is None:
                 pool.release(connection)
 
-    def _command(self, args: Sequence[Value]) -> bytes:
-        return b"*%d\r\n%b%b" % (self._words + len(args), self._packed, _pack(args))
+    def _command(self, args: Sequence[Value] | Packed, beginning: bytes | None = None) -> bytes:
+        words, data = args if isinstance(args, Packed) else (len(args), pack(args))
+        return b"*%d\r\n%b%b" % (self._words + words, beginning or self._packed, data)
 
-    def begin(self, client: redis.Redis, args: Sequence[Value], read: Callable[[Any], T]) -> Begun[T]:
+    def begin(self, client: redis.Redis, args: Sequence[Value] | Packed, read: Callable[[Any], T]) -> Begun[T]:
         """Send the command now, and let *read* have the reply later: Redis works while we do something else."""
         return Begun(self, client, args, read)
 
@@ -116,7 +130,7 @@ class Begun(Generic[T]):
     """
 
     def __init__(
-        self, prepared: Prepared, client: redis.Redis, args: Sequence[Value], read: Callable[[Any], T]
+        self, prepared: Prepared, client: redis.Redis, args: Sequence[Value] | Packed, read: Callable[[Any], T]
     ) -> None:
         self._again = partial(prepared, client, args)
         self._explain = prepared._script.explain
@@ -157,18 +171,14 @@ class Begun(Generic[T]):
             self._pool.release(connection)
 
 
-def _word(value: Value) -> bytes:
-    data = value if isinstance(value, bytes) else str(value).encode()
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-#: Words that every put has, ready made.
-_COMMON: dict[Value, bytes] = {word: _word(word) for word in ("", 0, 1)}
-
-
-def _pack(words: Iterable[Value]) -> bytes:
+def pack(words: Iterable[Value]) -> bytes:
     """Words as Redis's protocol writes them."""
-    return b"".join([_word(word) if type(word) is bytes else _COMMON.get(word) or _word(word) for word in words])
+    return b"".join([packed(word if isinstance(word, bytes) else str(word).encode()) for word in words])
+
+
+def packed(word: bytes) -> bytes:
+    """One word as Redis's protocol writes it."""
+    return b"$%d\r\n%b\r\n" % (len(word), word)
 
 
 @cache

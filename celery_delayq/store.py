@@ -15,10 +15,10 @@ import redis
 
 from .clock import SECOND_US
 from .delivery import Delivery
-from .errors import AlreadyScheduled
+from .errors import AlreadyScheduled, shortened
 from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Waiting
 from .keys import Keys
-from .scripts import Begun, Prepared, Value, script
+from .scripts import Begun, Packed, Prepared, Value, pack, packed, script
 
 
 class Closable(Protocol):
@@ -107,6 +107,7 @@ class Store:
         # What many calls have in common is packed once; both lie on the path from a due time to a started task.
         self._put = lru_cache(maxsize=256)(self._prepare_put)
         self._dispatch = lru_cache(maxsize=256)(self._prepare_dispatch)
+        self._restore = lru_cache(maxsize=256)(self._prepare_restore)
 
     def close(self) -> None:
         """Close the connections."""
@@ -144,26 +145,8 @@ class Store:
         Raises:
             AlreadyScheduled: a job of that id waits and *on_conflict* is ``ERROR``. Nothing was written.
         """
-        call, args = self._put_call(jobs, deliveries, on_conflict, origin, now_us)
-        return _read_put(call(self.client, args))
-
-    def begin_put(
-        self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict, origin: Origin
-    ) -> Begun[int]:
-        """Like :meth:`put`, but Redis stores them while the caller does something else. Not for new jobs: if the
-        connection is lost, they are put again.
-        """
-        call, args = self._put_call(jobs, deliveries, on_conflict, origin, None)
-        return call.begin(self.client, args, _read_put)
-
-    def _put_call(
-        self,
-        jobs: Sequence[Put],
-        deliveries: dict[str, Delivery],
-        on_conflict: OnConflict,
-        origin: Origin,
-        now_us: int | None,
-    ) -> tuple[Prepared, list[Value]]:
+        if origin is Origin.RESTORED:
+            return self.restore(jobs, deliveries, on_conflict)
         topics = {topic: number for number, topic in enumerate(dict.fromkeys(job.topic for job in jobs), start=1)}
         ways = tuple((topic, deliveries[topic]) for topic in topics)
         args: list[Value] = []
@@ -171,7 +154,50 @@ class Store:
             limit = "" if job.max_wait_us is None else job.max_wait_us
             grace = "" if job.grace_us is None else job.grace_us
             args += topics[job.topic], job.id, job.due, job.step, limit, grace, job.body
-        return self._put(ways, on_conflict, origin, now_us), args
+        return _read_put(self._put(ways, on_conflict, origin, now_us)(self.client, args))
+
+    def restore(self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict) -> int:
+        """Store *jobs* as a record has them, also if their time is past: all, or none. Their ``max_wait_us`` is when
+        their id was first put.
+
+        A job that waits as it is there already is no conflict; so to restore the same again changes nothing. For the
+        rest as :meth:`put`, but several times as fast for many.
+        """
+        return self.begin_restore(jobs, deliveries, on_conflict).result()
+
+    def begin_restore(
+        self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict
+    ) -> Begun[int]:
+        """Like :meth:`restore`, but Redis stores them while the caller does something else."""
+        by_topic: dict[str, list[Put]] = {}
+        for job in jobs:
+            if job.at_us is None:
+                raise ValueError(f"job {shortened(job.id)} of a record needs the time itself: give it at_us")
+            by_topic.setdefault(job.topic, []).append(job)
+        options: list[Value] = []
+        data: list[bytes] = []
+        for number, some in enumerate(by_topic.values(), start=1):
+            data.append(pack((len(some),)))
+            data += [packed(job.id if isinstance(job.id, bytes) else job.id.encode()) for job in some]
+            data += [packed(job.due.encode()) for job in some]
+            data += [packed(job.body) for job in some]
+            for place, job in enumerate(some, start=1):
+                if job.step or job.max_wait_us is not None or job.grace_us is not None:
+                    options += number, place, job.step or "", _or_empty(job.max_wait_us), _or_empty(job.grace_us)
+        ways = tuple((topic, deliveries[topic]) for topic in by_topic)
+        words = Packed(
+            1 + len(options) + len(by_topic) + 3 * len(jobs), pack((len(options) // 5, *options)) + b"".join(data)
+        )
+        return self._restore(ways, on_conflict).begin(self.client, words, _read_put)
+
+    def _prepare_restore(self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict) -> Prepared:
+        """What all restorations to the same topics have in common."""
+        keys = [self.keys.index, self.keys.topics, self.keys.holds]
+        args: list[Value] = [self.keys.wake, on_conflict.value, len(ways)]
+        for topic, delivery in ways:
+            keys += self.keys.of_topic(topic)
+            args += topic, delivery.dumps()
+        return Prepared(script("restore"), keys, args)
 
     def delete(
         self,
@@ -449,9 +475,12 @@ def _read_page(topic: str, reply: Any) -> Page:
     left, end_us, end_id, pairs, bodies, *columns = reply
     if isinstance(pairs, bytes):
         pairs = pairs.split(b"\n")
+    end = Place(int(float(end_us)), end_id) if end_id else None
+    if not any(columns):  # as it mostly is
+        plain = zip(pairs[::2], pairs[1::2], bodies, strict=True)
+        return Page(tuple([Waiting(topic, id, int(float(due)), body) for id, due, body in plain]), left, end)
     absent: list[bytes | None] = [None] * len(bodies)
     rows = zip(pairs[::2], pairs[1::2], bodies, *(column or absent for column in columns), strict=True)
-    end = Place(int(float(end_us)), end_id) if end_id else None
     return Page(tuple(_waiting(topic, *row) for row in rows), left, end)
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from .clock import LATEST_US, SECOND_US, is_number, text_of, to_us
 from .errors import AlreadyScheduled, ImportRefused, shortened
 from .inspection import Inspection
-from .job import OnConflict, Origin, Page, Put, Waiting
+from .job import OnConflict, Page, Put, Waiting
 from .scheduled import Filter, ScheduledTask
 from .scripts import Begun
 
@@ -52,11 +52,12 @@ def export_jobs(delayq: Inspection, wanted: Filter | None = None) -> Iterator[li
     """
     wanted = wanted or Filter()
     for queue in [wanted.queue] if wanted.queue is not None else delayq.queues():
+        name = encode_string(queue).encode()
         for page in _pages(delayq, queue, wanted):
             jobs: Iterable[Waiting] = page.jobs
             if wanted.reads_messages:
                 jobs = (job for job in jobs if wanted.matches(ScheduledTask.read(job)))
-            yield [_line(job, job.body) for job in jobs if job.body is not None]
+            yield [_line(name, job, job.body) for job in jobs if job.body is not None]
 
 
 def _pages(delayq: Inspection, queue: str, wanted: Filter) -> Iterator[Page]:
@@ -89,7 +90,7 @@ def _pages(delayq: Inspection, queue: str, wanted: Filter) -> Iterator[Page]:
 _PLAIN = bytes(range(32, 127))
 
 
-def _line(job: Waiting, body: bytes) -> bytes:
+def _line(queue: bytes, job: Waiting, body: bytes) -> bytes:
     # Piece by piece: json.dumps of a mapping takes three times as long.
     more = b""
     if job.step:
@@ -98,17 +99,17 @@ def _line(job: Waiting, body: bytes) -> bytes:
         more += b', "first_put": "%b"' % text_of(job.first_us).encode()
     if job.grace_us is not None:
         more += b', "grace": %b' % repr(job.grace_us / SECOND_US).encode()
-    queue, due = encode_string(job.topic).encode(), text_of(job.due_us).encode()
-    return b'{%b, "queue": %b, "due": "%b"%b, %b}\n' % (_field("id", job.id), queue, due, more, _field("body", body))
+    id, due = _field(b"id", job.id), text_of(job.due_us).encode()
+    return b'{%b, "queue": %b, "due": "%b"%b, %b}\n' % (id, queue, due, more, _field(b"body", body))
 
 
-def _field(name: str, value: bytes) -> bytes:
+def _field(name: bytes, value: bytes) -> bytes:
     if not value.translate(None, _PLAIN):
-        return b'"%b": "%b"' % (name.encode(), value.replace(b"\\", b"\\\\").replace(b'"', b'\\"'))
+        return b'"%b": "%b"' % (name, value.replace(b"\\", b"\\\\").replace(b'"', b'\\"'))
     try:
-        return b'"%b": %b' % (name.encode(), encode_string(value.decode()).encode())
+        return b'"%b": %b' % (name, encode_string(value.decode()).encode())
     except UnicodeDecodeError:
-        return b'"%b_base64": "%b"' % (name.encode(), b64encode(value))
+        return b'"%b_base64": "%b"' % (name, b64encode(value))
 
 
 @dataclass
@@ -185,7 +186,7 @@ class _Import:
         self._deliveries.update(self._delayq._deliveries({job.topic for job in jobs} - self._deliveries.keys()))
         self.finish()
         with self._delayq._store() as store:
-            self._begun = store.begin_put(jobs, self._deliveries, self._on_conflict, Origin.RESTORED), batch
+            self._begun = store.begin_restore(jobs, self._deliveries, self._on_conflict), batch
 
     def finish(self) -> None:
         """Wait for the batch that Redis has, if any."""

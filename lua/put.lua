@@ -16,8 +16,6 @@
 -- ARGV[3]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already
 -- ARGV[4]  origin       'new'
 --                       'retried': the same bytes under the same id are this very put, sent again
---                       'restored': written as it was, to the microsecond, also if that is past; the same bytes under
---                       the same id at the same due are this very job
 -- ARGV[5]  T            number of topics
 -- then two for each topic: name, delivery; then seven for each job:
 --          t         number of its topic
@@ -25,7 +23,6 @@
 --          due       us since the epoch, or '+' and us from now; what is past is due now
 --          step      priority step, a number; 0 for the plain ready list
 --          max_wait  us: due at the latest this long after the first put; '' for no limit
---                    (restored: us since the epoch, the first put itself)
 --          grace     us: dropped when it is found later than this; '' to be handed over however late
 --          body
 --
@@ -47,7 +44,7 @@ local topic_count = tonumber(ARGV[5])
 
 if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count or #KEYS ~= 3 + 6 * topic_count
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace')
-  or (origin ~= 'new' and origin ~= 'retried' and origin ~= 'restored') or (#ARGV - 5 - 2 * topic_count) % 7 ~= 0 then
+  or (origin ~= 'new' and origin ~= 'retried') or (#ARGV - 5 - 2 * topic_count) % 7 ~= 0 then
   return redis.error_reply(
     'BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, and seven for each job')
 end
@@ -75,7 +72,7 @@ end
 
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
-local heads, holds, deliveries, jobs, seen, seen_due, index_head = {}, {}, {}, {}, {}, {}, nil
+local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
 
 local function judge()
   if not now then
@@ -106,17 +103,12 @@ local function judge()
     end
     local base = 6 * (topic - 1)
     local held = redis.call('HGET', KEYS[base + 5], id)
-    local held_due = held and origin == 'restored' and tonumber(redis.call('ZSCORE', KEYS[base + 4], id) or nil)
     if is_batch then
       local key = topic .. ':' .. id
-      held, held_due = seen[key] or held, seen_due[key] or held_due
+      held = seen[key] or held
       seen[key] = body
-      if origin == 'restored' then
-        seen_due[key] = due
-      end
     end
-    local same = held == body and (origin == 'retried' or (origin == 'restored' and held_due == due))
-    local kept = held and (same or on_conflict == 'keep')
+    local kept = held and (on_conflict == 'keep' or (origin == 'retried' and held == body))
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
     end
@@ -130,17 +122,13 @@ local function judge()
     if held or grace then
       redis.call('HEXISTS', KEYS[base + 9], id)
     end
-    if origin == 'restored' then
-      first = max_wait
-    else
-      if max_wait then
-        first = first or now
-        due = math.min(due, first + max_wait)
-      end
-      due = math.max(due, now)
+    if max_wait then
+      first = first or now
+      due = math.min(due, first + max_wait)
     end
-    if due < 0 or due > LATEST - 999 then
-      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due before 1970 or after the year 2255'}
+    due = math.max(due, now)
+    if due > LATEST - 999 then
+      return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due after the year 2255'}
     end
     -- Only where the topic's place in the index may change does it matter whether the topic is held back.
     if holds[topic] == nil and (held or not heads[topic] or due < heads[topic] or not index_head) then
@@ -181,7 +169,7 @@ for _, job in ipairs(jobs) do
     redis.call('HDEL', KEYS[base + 9], id)
   end
   local score = due
-  if origin ~= 'restored' and heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
+  if heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
     score = slot(KEYS[base + 4], KEYS[base + 6], due, text)
   end
   redis.call('ZADD', KEYS[base + 4], score == due and text or score, id)

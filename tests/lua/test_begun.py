@@ -8,7 +8,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_delayq.errors import AlreadyScheduled, DelayQError
-from celery_delayq.job import OnConflict, Origin
+from celery_delayq.job import OnConflict
 from celery_delayq.store import Store
 
 from .conftest import QUEUE, job, put, waiting
@@ -19,7 +19,7 @@ def test_the_reply_is_read_when_it_is_wanted(store: Store) -> None:
     put(store, job("a"), job("b", 2))
 
     page = store.begin_page("q")
-    stored = store.begin_put([job("c", 3)], {"other": QUEUE, "q": QUEUE}, OnConflict.ERROR, Origin.RESTORED)
+    stored = store.begin_restore([job("c", 3)], {"other": QUEUE, "q": QUEUE}, OnConflict.ERROR)
     assert store.client.ping() is True
 
     assert stored.result() == 1
@@ -64,7 +64,7 @@ def test_a_reply_that_nobody_wants_meets_nobody_else(store: Store) -> None:
 def test_refusals_are_told(store: Store) -> None:
     """As by the call that waits; and the connection goes back to its pool."""
     put(store, job("a"))
-    begun = store.begin_put([job("a", 5)], {"q": QUEUE}, OnConflict.ERROR, Origin.RESTORED)
+    begun = store.begin_restore([job("a", 5)], {"q": QUEUE}, OnConflict.ERROR)
     with pytest.raises(AlreadyScheduled, match="'a' waits already"):
         begun.result()
 

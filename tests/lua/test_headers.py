@@ -29,7 +29,7 @@ def code(source: str) -> str:
 
 def test_the_verbs_are_here() -> None:
     """Every verb of the store is one file."""
-    reading, writing = {"tick", "page"}, {"put", "delete", "move", "dispatch", "pause", "resume", "purge"}
+    reading, writing = {"tick", "page"}, {"put", "restore", "delete", "move", "dispatch", "pause", "resume", "purge"}
     assert reading | writing | {"claim", "forget"} == set(SOURCES)
 
 

@@ -362,7 +362,8 @@ class Scripts(RuleBasedStateMachine):
     def _put(self, origin: Origin, away: int, relative: int = 0, **given: object) -> Put:
         if origin is Origin.RESTORED and "max_wait_us" in given:  # the first put itself
             given["max_wait_us"] = self.now - int(str(given["max_wait_us"]))
-        when = {"in_us": max(away, 0)} if relative else {"at_us": self.now + away}
+        from_now = relative and origin is not Origin.RESTORED  # a record has the time itself
+        when = {"in_us": max(away, 0)} if from_now else {"at_us": self.now + away}
         return Put(**given, **when)  # type: ignore[arg-type]
 
     def _pick(self, name: str, pick: int) -> str:

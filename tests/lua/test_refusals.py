@@ -69,6 +69,29 @@ CALLS = {
             ("body", ANY),
         ],
     ),
+    "restore": Call(
+        lambda keys: [keys.index, keys.topics, keys.holds, *keys.of_topic("q")],
+        [
+            ("", ANY),
+            ("error", ("", "perhaps")),
+            (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
+            ("q", ANY),
+            (QUEUE.dumps(), ANY),
+            (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
+            (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
+            (2, (*NO_NUMBER_NOR_NONE, "0", "-1")),
+            (6, ("high",)),
+            (NOW, NO_NUMBER),
+            (60, (*NO_NUMBER, "-1")),
+            (2, (*NO_NUMBER_NOR_NONE, "1", "3", "-1")),
+            ("new", ("",)),
+            ("newer", ("",)),
+            (NOW, (*NO_DUE, "1e15", "-1", " 5")),
+            (NOW, NO_DUE),
+            ("body", ANY),
+            ("body", ANY),
+        ],
+    ),
     "delete": Call(
         lambda keys: [
             *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
@@ -201,7 +224,7 @@ def test_an_unusable_argument_is_refused_before_anything_is_written(
     assert before == contents()
 
 
-@pytest.mark.parametrize("verb", ["put", "delete", "move", "dispatch", "pause", "purge", "page"])
+@pytest.mark.parametrize("verb", ["put", "restore", "delete", "move", "dispatch", "pause", "purge", "page"])
 def test_one_argument_too_many_is_refused(store: Store, contents: Reader, verb: str) -> None:
     """Where the number of arguments tells what they are, a wrong number is no guess."""
     call = CALLS[verb]

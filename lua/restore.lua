@@ -1,0 +1,220 @@
+-- restore: write jobs as a record has them, also if their time is past. All of them, or none.
+--
+-- KEYS[1]  index     zset  topic -> time (us) at which to look at it
+-- KEYS[2]  topics    hash  topic -> how its jobs are delivered (opaque here)
+-- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
+-- then six for each topic t = 1..T, from KEYS[4 + 6 * (t - 1)]:
+--          schedule  zset  id -> due (us)
+--          jobs      hash  id -> body
+--          ties      zset  due (us) -> last score given to a job of that very due
+--          steps     hash  id -> priority step, only of jobs whose step is not 0
+--          firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
+--          graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
+--
+-- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already, at another due or with
+--                       another body; the same again is no conflict and changes nothing
+-- ARGV[3]  T            number of topics
+-- then two for each topic: name, delivery
+-- then     N            number of jobs with options, and five for each of them:
+--          t            number of its topic
+--          n            its number in it, from 1
+--          step         priority step, a number; '' for the plain ready list
+--          first        us since the epoch, the first put of its id; '' for none
+--          grace        us: dropped when it is found later than this; '' to be handed over however late
+-- then for each topic:
+--          n            number of its jobs; then n ids, n due times (us since the epoch), n bodies
+--
+-- Returns  {'OK', stored}    stored: how many were written; fewer than were sent when some were there or were kept
+--          {'EXISTS', id}    on_conflict is 'error' and this id waits already; nothing was written
+--          error WRONGTYPE   a key holds something else; nothing was written
+--          error BADARG      an argument is unusable; nothing was written
+--
+-- Moves    (nothing) -> waiting
+-- Cost     O(log n) for each job, n = jobs of its topic; many times less than as many calls of put
+
+local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
+
+-- Jobs that one command reads or writes.
+local PORTION = 100
+
+local channel, on_conflict, topic_count = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local args = ARGV -- a local is found faster
+
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least
+end
+
+if not is_whole(topic_count, 1) or #KEYS ~= 3 + 6 * topic_count
+  or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace') then
+  return redis.error_reply('BADARG needs a known on_conflict, and six keys for each topic')
+end
+
+-- For each topic where its jobs begin, how many they are, and options by number.
+local sizes, ids_at, options = {}, {}, {}
+
+local function measure()
+  local position = 4 + 2 * topic_count
+  local many = tonumber(args[position])
+  if not is_whole(many, 0) then
+    return false
+  end
+  for topic = 1, topic_count do
+    options[topic] = {}
+  end
+  for first = position + 1, position + 5 * many, 5 do
+    local given = options[tonumber(args[first])]
+    local number, step = tonumber(args[first + 1]), args[first + 2]
+    local put_at, grace = tonumber(args[first + 3]), tonumber(args[first + 4])
+    if not given or not is_whole(number, 1) or not (step == '' or tonumber(step))
+      or not (args[first + 3] == '' or put_at and put_at % 1 == 0)
+      or not (args[first + 4] == '' or is_whole(grace, 0)) then
+      return false
+    end
+    given[number] = {step ~= '' and step, put_at, grace}
+  end
+  position = position + 5 * many + 1
+  for topic = 1, topic_count do
+    sizes[topic], ids_at[topic] = tonumber(args[position]), position + 1
+    if not is_whole(sizes[topic], 0) then
+      return false
+    end
+    position = position + 1 + 3 * sizes[topic]
+  end
+  return position == #args + 1
+end
+
+if not measure() then
+  return redis.error_reply('BADARG needs two arguments for each topic, five for each job with options, and an id, a '
+    .. 'due time and a body for each job')
+end
+
+local function head(schedule)
+  return tonumber(redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')[2] or nil)
+end
+
+-- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
+-- of types: what will be written is read here, and a foreign type raises.
+local index_head, heads, holds, deliveries, least = nil, {}, {}, {}, {}
+local skipped, replaced, written = {}, {}, 0 -- by topic, by number of the job
+
+local function judge()
+  index_head = head(KEYS[1])
+  for topic = 1, topic_count do
+    local base, size, first_id = 6 * (topic - 1), sizes[topic], ids_at[topic]
+    local first_due, first_body = first_id + size, first_id + 2 * size
+    local seen, skip, replace = {}, {}, {}
+    skipped[topic], replaced[topic] = skip, replace
+    heads[topic] = head(KEYS[base + 4])
+    holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], args[2 + 2 * topic]) or nil)
+    deliveries[topic] = redis.call('HGET', KEYS[2], args[2 + 2 * topic])
+    redis.call('ZCARD', KEYS[base + 6])
+    redis.call('HLEN', KEYS[base + 7])
+    redis.call('HLEN', KEYS[base + 8])
+    redis.call('HLEN', KEYS[base + 9])
+    for first = 0, size - 1, PORTION do
+      local last = math.min(first + PORTION, size) - 1
+      local bodies = redis.call('HMGET', KEYS[base + 5], unpack(args, first_id + first, first_id + last))
+      for offset = first, last do
+        local id, text = args[first_id + offset], args[first_due + offset]
+        local due = string.find(text, '^%d+$') and tonumber(text)
+        if id == '' or not due or due > LATEST - 999 then
+          return {err = 'BADARG job ' .. offset + 1 .. ' of topic ' .. topic
+            .. ': needs an id, and a due time in whole us from 1970 to the year 2255'}
+        end
+        local before, held, held_due = seen[id], bodies[offset - first + 1], nil
+        if before then
+          held, held_due = args[first_body + before], tonumber(args[first_due + before])
+        elseif held then
+          held_due = tonumber(redis.call('ZSCORE', KEYS[base + 4], id) or nil)
+        end
+        if held and (on_conflict == 'keep' or held_due == due and held == args[first_body + offset]) then
+          skip[offset] = true
+        elseif held and on_conflict == 'error' then
+          return {'EXISTS', id}
+        else
+          if before then
+            skip[before] = true
+          end
+          if held then
+            replace[offset] = true
+          end
+          written = written + 1
+          seen[id] = offset
+          if not least[topic] or due < least[topic] then
+            least[topic] = due
+          end
+        end
+      end
+    end
+  end
+end
+
+local judged, verdict = pcall(judge)
+if verdict and judged then
+  return verdict
+elseif not judged then
+  local kinds = {'zset', 'hash', 'zset', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
+  for position, key in ipairs(KEYS) do
+    local expected = kinds[position <= 3 and position or (position - 4) % 6 + 4]
+    local found = redis.call('TYPE', key).ok
+    if found ~= expected and found ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
+    end
+  end
+  return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
+end
+
+-- HSET comes first: a full Redis refuses it, while nothing is written yet.
+local earliest
+for topic = 1, topic_count do
+  local base, size, first_id = 6 * (topic - 1), sizes[topic], ids_at[topic]
+  local skip, replace, given = skipped[topic], replaced[topic], options[topic]
+  for first = 0, size - 1, PORTION do
+    local fields, scores = {}, {}
+    for offset = first, math.min(first + PORTION, size) - 1 do
+      if not skip[offset] then
+        local id, position = args[first_id + offset], #fields
+        fields[position + 1], fields[position + 2] = id, args[first_id + 2 * size + offset]
+        scores[position + 1], scores[position + 2] = args[first_id + size + offset], id
+      end
+    end
+    if #fields > 0 then
+      redis.call('HSET', KEYS[base + 5], unpack(fields))
+      redis.call('ZADD', KEYS[base + 4], unpack(scores))
+    end
+  end
+  for offset in pairs(replace) do
+    local id = args[first_id + offset]
+    redis.call('HDEL', KEYS[base + 7], id)
+    redis.call('HDEL', KEYS[base + 8], id)
+    redis.call('HDEL', KEYS[base + 9], id)
+  end
+  for number, option in pairs(given) do
+    if number <= size and not skip[number - 1] then
+      local id = args[first_id + number - 1]
+      for place = 1, 3 do
+        if option[place] then
+          redis.call('HSET', KEYS[base + 6 + place], id, option[place])
+        end
+      end
+    end
+  end
+  if least[topic] then
+    local due = next(replace) and head(KEYS[base + 4]) or math.min(heads[topic] or least[topic], least[topic])
+    local place = math.max(due, holds[topic] or due)
+    if place < math.huge and (due ~= heads[topic] or not index_head) then
+      redis.call('ZADD', KEYS[1], place, args[2 + 2 * topic])
+      earliest = math.min(earliest or place, place)
+    end
+  end
+  if written > 0 and size > 0 and deliveries[topic] ~= args[3 + 2 * topic] then
+    redis.call('HSET', KEYS[2], args[2 + 2 * topic], args[3 + 2 * topic])
+  end
+end
+
+-- pcall: where an ACL forbids the channel, dispatchers poll.
+if earliest and channel ~= '' and (not index_head or earliest < index_head) then
+  redis.pcall('PUBLISH', channel, string.format('%.0f', earliest))
+end
+return {'OK', written}
