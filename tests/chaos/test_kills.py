@@ -90,7 +90,6 @@ def due_times(client: redis.Redis) -> list[int]:
     return [due_us(message) for message in reversed(client.lrange(QUEUE, 0, -1))]
 
 
-@pytest.mark.timeout(240)
 def test_kills_of_workers_and_dispatchers_lose_and_double_nothing() -> None:
     """20,000 tasks fall due in 10 seconds, while a worker or dispatcher is killed every 0.3: each handed over once."""
     chance = random.Random(20_000)
@@ -136,7 +135,6 @@ def produce(send: Callable[[], str], stop: Event, sent: list[str]) -> None:
         stop.wait(0.002)
 
 
-@pytest.mark.timeout(240)
 def test_kills_of_redis_lose_and_double_nothing(lasting_server: RedisServer) -> None:
     """Redis is killed 4 times amid puts and dispatches: every task that it accepted is handed over once."""
     chance = random.Random(4)

@@ -42,7 +42,6 @@ def left(store: Store) -> set[bytes]:
     return {*store.client.scan_iter("delayq:*")} - {store.keys.totals.encode()}
 
 
-@pytest.mark.timeout(120)
 def test_a_task_is_handed_over_or_cancelled(project: Project, store: Store) -> None:
     """While others move it to and fro, and pause its queue: never both, never neither, and the totals agree."""
     ids = put_tasks(project, store, 3_000)
@@ -69,7 +68,6 @@ def test_a_task_is_handed_over_or_cancelled(project: Project, store: Store) -> N
     assert left(store) == set()
 
 
-@pytest.mark.timeout(120)
 def test_a_put_that_was_stored_ends_once(store: Store, server: RedisServer) -> None:
     """A few ids are put again and again: as many puts as said that they were stored were handed over or taken back."""
     ids = [f"task-{number}" for number in range(20)]
@@ -92,7 +90,6 @@ def test_a_put_that_was_stored_ends_once(store: Store, server: RedisServer) -> N
     assert left(store) == set()
 
 
-@pytest.mark.timeout(120)
 def test_a_put_that_is_sent_by_many_is_stored_once(store: Store, server: RedisServer) -> None:
     """As a producer does that got no answer: the same bytes under the same id are one job."""
     ids = [f"task-{number}" for number in range(300)]
@@ -107,7 +104,6 @@ def test_a_put_that_is_sent_by_many_is_stored_once(store: Store, server: RedisSe
     assert left(store) == set()
 
 
-@pytest.mark.timeout(120)
 def test_what_lies_aside_is_finished_once(store: Store, server: RedisServer) -> None:
     """Deleted ones and those that came too late: each is claimed by one of several, all are, and nothing else is."""
     ids = [f"task-{number}" for number in range(1_000)]
