@@ -57,5 +57,6 @@ def show(state: Any, **_: Any) -> dict[str, Any]:
     return {
         **vars(dispatcher.counts),
         "running": dispatcher.running,
+        "active": dispatcher.active,
         "last_pass": last_pass and from_us(round(last_pass * SECOND_US)).isoformat(),
     }

@@ -1,8 +1,9 @@
 """The dispatcher: sleeps until the next job is due, then moves what is due to the ready lists.
 
-Knows neither Celery nor Kombu. Any number of dispatchers may work on one store: ``dispatch`` is one atomic script, so
-two at once, or one that wakes from a long pause, move every job once. Nobody leads, nothing is held in memory; where
-one stops, another or the next one finishes.
+Knows neither Celery nor Kombu. Any number of dispatchers may run on one store: ``dispatch`` is one atomic script, so
+two at once, or one that wakes from a long pause, move every job once. Nothing is held in memory; where one stops,
+another or the next one finishes. That mostly only one of them is active (:mod:`~celery_delayq.fleet`) saves work, and
+nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from random import random
 from time import monotonic, sleep, time
+from uuid import uuid4
 
 import redis
-from redis.exceptions import NoPermissionError
 
 from .clock import SECOND_US
 from .delivery import Delivery
 from .errors import DelayQError
+from .fleet import Standing, farewell
 from .store import Dispatched, Store, Upcoming
+from .subscription import Subscription
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ logger = logging.getLogger(__name__)
 CALL_BUDGET = 0.025
 
 #: How long (s) a wait on the socket may last before it looks whether it should stop. Costs Redis nothing.
-STOP_CHECK = 0.2
+STOP_CHECK = 0.05
 
 #: A wait on a socket ends up to 1 ms late: its timeout is rounded up to milliseconds. The last of it (s) is slept.
 FINE = 0.002
@@ -97,10 +101,13 @@ class Dispatcher:
     Args:
         connect: opens a store on connections of its own. Called again after each lost connection; may raise anything.
         batch_size: jobs that one script call moves at most.
-        max_poll_interval: look at least this often (s), even if nobody wakes us.
+        max_poll_interval: the fleet looks at least this often (s), even if nobody wakes it; a dispatcher that is killed
+            is replaced after 0.9 to 1.2 times as long.
         position: "back" or "front" of the ready lists.
         ceilings: topic -> how many ready messages it may have; nothing is moved beyond.
         finish: called when a job lies aside for anybody to finish; returns at once.
+        name: unlike those of all others of the fleet.
+        chance: gives a number from 0 to 1; how standbys spread when the active one falls silent.
     """
 
     def __init__(
@@ -112,6 +119,8 @@ class Dispatcher:
         position: str = "back",
         ceilings: Mapping[str, int] | None = None,
         finish: Callable[[], None] | None = None,
+        name: str | None = None,
+        chance: Callable[[], float] = random,
     ) -> None:
         self._connect = connect
         self._batch_size = self._batch_limit = batch_size
@@ -121,6 +130,9 @@ class Dispatcher:
         self._finish = finish
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._name = name or uuid4().hex
+        self._chance = chance
+        self._new_standing()
         self._refused: dict[str, float] = {}  # topic -> until when it is left alone (s, monotonic)
         self.counts = Counts()
 
@@ -142,13 +154,19 @@ class Dispatcher:
         """Whether its thread lives."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def active(self) -> bool:
+        """Whether it is the one of the fleet that looks for due jobs; the others stand by."""
+        return self.running and self._standing.active
+
     def run(self) -> None:
         """Dispatch until :meth:`stop`, whatever happens to the connection. One log line for each change of state."""
         trouble: str | None = None
         pause = BACKOFF_FIRST
         while not self._stopping.is_set():
             try:
-                with closing(self._connect()) as store, _Waker(store, self._stopping) as waker:
+                with closing(self._connect()) as store, Subscription(store) as subscription:
+                    self._new_standing(alone=subscription.forbidden)
                     self._look(store)
                     if trouble is not None:
                         logger.info("delayq dispatcher: working again")
@@ -156,7 +174,8 @@ class Dispatcher:
                     else:
                         logger.info("delayq dispatcher: ready, keys under %s", store.keys.index.removesuffix("index"))
                     pause = BACKOFF_FIRST
-                    self._serve(store, waker)
+                    self._serve(store, subscription)
+                    self._leave(store)
             except Exception as error:  # the thread must outlive whatever Redis, DNS or Sentinel comes up with
                 self.counts.errors += 1
                 text = f"{type(error).__name__}: {error}"
@@ -172,25 +191,93 @@ class Dispatcher:
                 self._stopping.wait(pause)
                 pause = min(pause * 2, BACKOFF_LAST)
 
-    def _serve(self, store: Store, waker: _Waker) -> None:
+    def _new_standing(self, *, alone: bool = False) -> None:
+        self._alone = alone
+        self._listened = 0.0
+        self._standing = Standing(self._name, self._max_poll_interval, self._chance)
+
+    def _serve(self, store: Store, subscription: Subscription) -> None:
         while not self._stopping.is_set():
-            deadline: Deadline | None = self._look(store)
-            while deadline is not None and not waker.wait_until(deadline.at):
+            self._called(subscription, monotonic())  # also when there is never time to sleep
+            if not self._standing.active:
+                self._stand_by(store, subscription)
+                continue
+            deadline = self._look(store)
+            while deadline is not None and not self._called(subscription, deadline.at):
                 # Nobody spoke, so it is time, and for what we know: no need to ask again what is due.
                 deadline = self._hand_over(store, deadline.next) if deadline.next else None
 
-    def _look(self, store: Store) -> Deadline:
-        """Dispatch until nothing is due, and say when to look again."""
-        while True:
-            done = self.dispatch_once(store)
-            if self._stopping.is_set() or not done.again:
-                return done.deadline
+    def _stand_by(self, store: Store, subscription: Subscription) -> None:
+        """Only listen, until the active one falls silent. Costs Redis nothing."""
+        logger.debug("delayq dispatcher: standing by")
+        subscription.disregard()
+        store.rest()
+        self._sleep(subscription, lambda: self._standing.takeover)
+        if self._stopping.is_set():
+            return
+        subscription.attend()
+        self._listen(subscription, 0)
+        # Unless another was quicker.
+        if self._standing.takeover <= monotonic():
+            logger.debug("delayq dispatcher: taking over")
+            self._standing.take_over()
+
+    def _leave(self, store: Store) -> None:
+        """Tell the standbys that they need not wait for our next beat."""
+        if self._standing.active and not self._alone:
+            with suppress(redis.RedisError, OSError):  # then they notice by themselves
+                store.tell_fleet(farewell(self._name))
+
+    def _called(self, subscription: Subscription, at: float) -> bool:
+        """Sleep until *at* (s, monotonic). True: called before, by a put, or to stand by."""
+        if self._alone:
+            while (remaining := at - monotonic()) > 0 and not self._stopping.wait(min(remaining, STOP_CHECK)):
+                pass
+            return False
+        return self._sleep(subscription, lambda: at)
+
+    def _sleep(self, subscription: Subscription, until: Callable[[], float]) -> bool:
+        """Listen until a time (s, monotonic), or until the dispatcher is to stop. True: there was a reason to wake
+        an active one.
+        """
+        while not self._stopping.is_set():
+            now = monotonic()
+            remaining = until() - now
+            if 0 < remaining < FINE:
+                sleep(remaining)
+            elif remaining > 0 or now - self._listened > self._standing.beat_interval:
+                if self._listen(subscription, min(max(remaining - FINE / 2, 0), STOP_CHECK)):
+                    return True
+            else:
+                break
+        return False
+
+    def _listen(self, subscription: Subscription, timeout: float) -> bool:
+        """Hear what is said now or within *timeout*. True: there is a reason to wake an active one."""
+        was_active, announced = self._standing.active, False
+        heard = subscription.hear(timeout)
+        self._listened = monotonic()
+        while heard is not None:  # several puts, one look
+            if heard.announces:
+                announced = True
+            else:
+                self._standing.hear(heard.text, self._listened)
+            heard = subscription.hear(0)
+        return was_active and (announced or not self._standing.active)
+
+    def _look(self, store: Store) -> Deadline | None:
+        """One pass, and when to look again; None: at once."""
+        done = self.dispatch_once(store)
+        return None if done.again else done.deadline
 
     def dispatch_once(self, store: Store, *, now_us: int | None = None) -> Pass:
         """One pass: one batch of each topic that is due, so that a burst on one delays no other."""
         asked = monotonic()
-        tick = store.tick(now_us=now_us)
+        beat = not self._alone and self._standing.should_beat(asked)
+        tick = store.tick(beat=self._name if beat else "", now_us=now_us)
         seen = _midway(asked)
+        if beat:
+            self._standing.has_beaten(seen)
         self._begin_pass()
         if tick.aside and self._finish is not None:
             self._finish()
@@ -261,7 +348,7 @@ class Dispatcher:
 
         Only the distance between two readings of Redis's clock counts, so ours need not agree with it.
         """
-        poll = seen + self._max_poll_interval
+        poll = seen + self._max_poll_interval if self._alone else self._standing.next_beat(seen)
         if upcoming is None or upcoming.due_us <= now_us:  # due already, and yet left: refused for now
             return Deadline(poll, None)
         due = seen + (upcoming.due_us - now_us) / SECOND_US
@@ -282,56 +369,3 @@ def _midway(asked: float) -> float:
     all the same hands nothing over and is set anew.
     """
     return (asked + monotonic()) / 2
-
-
-class _Waker:
-    """The subscription on which puts announce a job that became the earliest.
-
-    We sleep on its socket with a timeout of our own: Redis's blocking commands time out on its tick, up to 0.1 s late.
-    Where an ACL forbids the channel we only sleep; the poll interval then bounds how late an earlier job is seen.
-    """
-
-    def __init__(self, store: Store, stopping: threading.Event) -> None:
-        self._store = store
-        self._stopping = stopping
-        self._pubsub = store.client.pubsub(ignore_subscribe_messages=True)
-        self._forbidden = False
-
-    def __enter__(self) -> _Waker:
-        try:
-            self._pubsub.subscribe(self._store.keys.wake)
-            # Only when the confirmation is here does nothing escape us.
-            self._pubsub.get_message(timeout=5.0)
-        except NoPermissionError:
-            self._forbidden = True
-            logger.warning(
-                "delayq dispatcher: Redis's ACL forbids the channel %s (allow it with &%s*); "
-                "earlier tasks are noticed by polling only",
-                self._store.keys.wake,
-                self._store.keys.wake,
-            )
-        except BaseException:
-            self._pubsub.close()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._pubsub.close()
-
-    def wait_until(self, at: float) -> bool:
-        """Sleep until *at* (s, monotonic), or until the dispatcher is to stop. True: woken by a put."""
-        while (remaining := at - monotonic()) > 0 and not self._stopping.is_set():
-            if remaining < FINE:
-                sleep(remaining)
-            elif self._hears(min(remaining - FINE / 2, STOP_CHECK)):
-                return True
-        return False
-
-    def _hears(self, timeout: float) -> bool:
-        if self._forbidden:
-            self._stopping.wait(timeout)
-            return False
-        heard = self._pubsub.get_message(timeout=timeout) is not None
-        while heard and self._pubsub.get_message() is not None:
-            pass  # several puts, one look
-        return heard

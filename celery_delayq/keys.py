@@ -64,6 +64,11 @@ class Keys:
         """hash: reason, ":" and id -> body, of jobs that lie aside."""
         return self._key("remains")
 
+    @property
+    def beat(self) -> str:
+        """string: time (us) of the last beat of a dispatcher, or of one up to a second before it."""
+        return self._key("beat")
+
     def journal(self, operation: str) -> str:
         """hash: topic -> how far a long change of many jobs has come. The only key of ours that expires."""
         return self._key(f"journal:{operation}")
@@ -107,6 +112,11 @@ class Keys:
     def wake(self) -> str:
         """channel: where a put announces a job that became the earliest; the message is its due time (us)."""
         return self._key(f"wake:{self.database}")
+
+    @property
+    def fleet(self) -> str:
+        """channel: where dispatchers tell each other that one of them is at work."""
+        return self._key(f"fleet:{self.database}")
 
     def ready(self, topic: str) -> str:
         """list: where a topic's due jobs go if nothing says otherwise: Kombu's own key for a queue at priority 0."""

@@ -323,13 +323,35 @@ class Store:
         args = [_or_empty(now_us), topic, limit, position, _or_empty(delivery.expires_ms), _or_empty(ceiling)]
         return Prepared(script("dispatch"), names, [*args, *delivery.steps])
 
-    def tick(self, limit: int = 100, *, now_us: int | None = None) -> Tick:
-        """Say which topics have due jobs, *limit* at most, and when to look again."""
-        args = [_or_empty(now_us), limit]
-        names = [self.keys.index, self.keys.topics, self.keys.aside]
+    def tick(self, limit: int = 100, *, beat: str = "", now_us: int | None = None) -> Tick:
+        """Say which topics have due jobs, *limit* at most, and when to look again.
+
+        Args:
+            beat: the name of the dispatcher that is active, and says so to the others with this call.
+
+        Raises:
+            redis.ReadOnlyError: with *beat*, on a replica.
+        """
+        keys = self.keys
+        names = [keys.index, keys.topics, keys.aside, keys.beat]
+        args = [_or_empty(now_us), limit, beat, keys.fleet]
         now, aside, next_us, topic, delivery, *due = script("tick")(self.client, names, args)
         found = [Upcoming.read(at, *rest) for at, *rest in zip(due[1::3], due[::3], due[2::3], strict=True)]
         return Tick(now, bool(aside), Upcoming.read(next_us, topic, delivery), tuple(one for one in found if one))
+
+    def tell_fleet(self, message: bytes) -> None:
+        """Say something to all dispatchers that listen."""
+        self._redis.publish(self.keys.fleet, message)
+
+    def rest(self) -> None:
+        """Have no connection open until the next call: an idle one may be dead, and nobody would know before he needs
+        it.
+        """
+        own = self._redis.connection
+        if own is not None:
+            own.disconnect()
+        else:
+            self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def now_us(self) -> int:
         """Redis's clock."""

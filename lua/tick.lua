@@ -1,11 +1,14 @@
--- tick: what is due, and when to look again. Changes nothing.
+-- tick: what is due, and when to look again. Changes no job.
 --
--- KEYS[1]  index   zset  topic -> time (us) at which to look at it
--- KEYS[2]  topics  hash  topic -> how its jobs are delivered
--- KEYS[3]  aside   zset  reason, ':' and id -> time (us) from which anybody may finish it
+-- KEYS[1]  index   zset    topic -> time (us) at which to look at it
+-- KEYS[2]  topics  hash    topic -> how its jobs are delivered
+-- KEYS[3]  aside   zset    reason, ':' and id -> time (us) from which anybody may finish it
+-- KEYS[4]  beat    string  time (us) of the last beat, or of one up to a second before it
 --
--- ARGV[1]  now     us since the epoch; '' for Redis's own clock
--- ARGV[2]  limit   topics to name at most
+-- ARGV[1]  now      us since the epoch; '' for Redis's own clock
+-- ARGV[2]  limit    topics to name at most
+-- ARGV[3]  name     of the active dispatcher: this is its beat; '' for a mere look
+-- ARGV[4]  channel  where the beat is told to the fleet
 --
 -- Returns  {now, aside, next, topic, delivery, ...}
 --                            now (us); 1 if a job lies aside for anybody to finish, else 0; when the first topic that
@@ -14,19 +17,28 @@
 --                            since when it is, and its delivery ('' where it is not known)
 --          error WRONGTYPE   a key holds something else
 --          error BADARG      an argument is unusable
+--          error READONLY …  Redis takes no writes, and this is a beat
 --
 -- Cost     O(log t + m), t = topics, m = topics that are due
 
-local now, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+-- A beat is not written again within this time (us), to spare the disk and the replicas.
+local WRITTEN = 1000000
 
-for position, expected in ipairs({'zset', 'hash', 'zset'}) do
+local now, limit, name, channel = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+
+for position, expected in ipairs({'zset', 'hash', 'zset', 'string'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
-if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (limit and limit % 1 == 0 and limit >= 1) then
-  return redis.error_reply('BADARG needs whole numbers: us since the epoch, and a limit of 1 or more')
+local written = redis.call('GET', KEYS[4])
+if written and not tonumber(written) then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[4] .. ' is a string, expected a time')
+end
+if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (limit and limit % 1 == 0 and limit >= 1)
+  or not channel then
+  return redis.error_reply('BADARG needs whole numbers: us since the epoch, and a limit of 1 or more; and a channel')
 end
 
 if not now then
@@ -45,5 +57,18 @@ for position = 1, #due, 2 do
   reply[#reply + 1] = due[position]
   reply[#reply + 1] = tonumber(due[position + 1])
   reply[#reply + 1] = redis.call('HGET', KEYS[2], due[position]) or ''
+end
+
+if name ~= '' then
+  -- pcall: where an ACL forbids the channel, every dispatcher looks for itself.
+  redis.pcall('PUBLISH', channel, 'beat ' .. name)
+  written = tonumber(written or nil)
+  if not written or now - written >= WRITTEN or written > now then
+    -- A full Redis may refuse it, and dispatching goes on. A replica must not: it would look like an empty master.
+    local said = redis.pcall('SET', KEYS[4], string.format('%.0f', now))
+    if said.err and not string.find(said.err, 'OOM', 1, true) then
+      return redis.error_reply(string.match(said.err, '%u%u%u+ .*') or said.err)
+    end
+  end
 end
 return reply

@@ -111,7 +111,7 @@ def test_kills_of_workers_and_dispatchers_lose_and_double_nothing() -> None:
         victims = [DispatcherProcess(server.url()) for _ in range(3)]
         victims += [project.worker("--queues=elsewhere") for _ in range(2)]  # type: ignore[misc]  # both start and die
         with running(*victims):
-            wait_for(lambda: client.pubsub_numsub("delayq:{0}:wake:0")[0][1] == len(victims), "all dispatchers listen")
+            wait_for(lambda: client.pubsub_numsub("delayq:{0}:fleet:0")[0][1] == len(victims), "all dispatchers listen")
             task_ids = put_ahead(project, chance.sample(range(10_000_000), 20_000))
             watch = Watch(client)
             kills = 0

@@ -126,6 +126,7 @@ def test_inspect(server: RedisServer) -> None:
             0,
             0,
         )
+        assert state["active"] is True
         assert state["passes"] > 0
         assert 0 <= state["lag"] < 60
         assert state["last_pass"].endswith("+00:00")

@@ -30,7 +30,7 @@ from celery_delayq.message import DUE_PROPERTY
 ROOT = Path(__file__).parents[2]
 
 #: Seconds after which a test gives up waiting. Far more than any of them needs on an idle machine.
-PATIENCE = 180.0
+PATIENCE = 120.0
 
 T = TypeVar("T")
 

@@ -132,8 +132,8 @@ CALLS = {
         ],
     ),
     "tick": Call(
-        lambda keys: [keys.index, keys.topics, keys.aside],
-        [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1"))],
+        lambda keys: [keys.index, keys.topics, keys.aside, keys.beat],
+        [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1")), ("a", ANY), ("fleet", ANY)],
     ),
     "pause": Call(lambda keys: [keys.index, keys.holds, keys.rates], [("q", ANY)]),
     "resume": Call(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+import redis
+
 from celery_delayq.delivery import Delivery
+from celery_delayq.embedded import RedisServer
+from celery_delayq.errors import DelayQError
+from celery_delayq.keys import Keys
 from celery_delayq.store import Store, Tick, Upcoming
 
-from .conftest import NOW, QUEUE, Reader, job, put
+from .conftest import NOW, QUEUE, Reader, full, job, put
 
 
 def test_an_empty_store_has_nothing_to_say(store: Store, contents: Reader) -> None:
@@ -50,7 +56,7 @@ def test_a_topic_whose_delivery_is_lost_is_named_all_the_same(store: Store) -> N
     assert store.tick(now_us=NOW).next == Upcoming(NOW + 1, "q", None)
 
 
-def test_tick_changes_nothing(store: Store, contents: Reader) -> None:
+def test_a_look_changes_nothing(store: Store, contents: Reader) -> None:
     """Looking is free."""
     put(store, job("a"), job("b", 90))
     before = contents()
@@ -80,3 +86,60 @@ def test_it_says_that_a_job_lies_aside_when_its_lease_is_over(store: Store) -> N
     assert [store.tick(now_us=NOW + after).aside for after in (0, 59, 60)] == [False, False, True]
     store.dispatch("q", QUEUE, 10, now_us=NOW + 16)
     assert [store.tick(now_us=NOW + after).aside for after in (15, 16)] == [False, True]
+
+
+def test_a_beat_is_told_to_the_fleet_and_written_once_a_second(store: Store, contents: Reader) -> None:
+    """Standbys hear each; producers find one that is at most a second old; the disk is spared the others."""
+    with store.client.pubsub(ignore_subscribe_messages=True) as fleet:
+        fleet.subscribe(store.keys.fleet)
+        fleet.get_message(timeout=5)
+        written = []
+        for after in (0, 500_000, 1_000_000, 1_999_999):
+            store.tick(beat="one", now_us=NOW + after)
+            written.append(int(store.client.get(store.keys.beat)) - NOW)
+        store.tick(now_us=NOW + 9_000_000)
+        store.tell_fleet(b"end")
+        heard = []
+        while (message := fleet.get_message(timeout=5)) and message["data"] != b"end":
+            heard.append(message["data"])
+
+    assert written == [0, 0, 1_000_000, 1_000_000]
+    assert heard == [b"beat one"] * 4
+    assert contents() == {store.keys.beat.encode(): b"%d" % (NOW + 1_000_000)}
+
+
+def test_a_beat_from_the_future_is_written_again(store: Store) -> None:
+    """A clock that was set back does not make a dispatcher look alive for ever."""
+    store.tick(beat="one", now_us=NOW + 60_000_000)
+    store.tick(beat="one", now_us=NOW)
+
+    assert int(store.client.get(store.keys.beat)) == NOW
+
+
+def test_a_full_redis_still_says_what_is_due(store: Store) -> None:
+    """The beat is not written then; the others hear it all the same, and due jobs go out."""
+    put(store, job("a"))
+    with full(store):
+        tick = store.tick(beat="one", now_us=NOW + 50)
+
+    assert [one.topic for one in tick.due] == ["q"]
+    assert store.client.get(store.keys.beat) is None
+
+
+def test_a_replica_refuses_a_beat(store: Store, own_server: RedisServer) -> None:
+    """Whoever is still connected to a master that was demoted learns it within a second, not when a job is due."""
+    with own_server.client() as client:
+        client.replicaof("127.0.0.1", store.client.connection_pool.connection_kwargs["port"])
+        replica = Store(client, Keys("delayq"))
+
+        assert replica.tick(now_us=NOW).due == ()
+        with pytest.raises(redis.ReadOnlyError):
+            replica.tick(beat="one", now_us=NOW)
+
+
+def test_a_foreign_key_is_refused(store: Store) -> None:
+    """Nothing is overwritten that is not ours."""
+    store.client.lpush(store.keys.beat, "theirs")
+
+    with pytest.raises(DelayQError, match="expected a string"):
+        store.tick(beat="one", now_us=NOW)
