@@ -172,7 +172,7 @@ class Dispatcher:
                         logger.info("delayq dispatcher: working again")
                         trouble = None
                     else:
-                        logger.info("delayq dispatcher: ready, keys under %s", store.keys.index.removesuffix("index"))
+                        logger.info("delayq dispatcher: ready, keys under %s", store.keys.beginning)
                     pause = BACKOFF_FIRST
                     self._serve(store, subscription)
                     self._leave(store)

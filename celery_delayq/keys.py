@@ -26,8 +26,13 @@ class Keys:
     database: int = 0
     shard: int = 0
 
+    @property
+    def beginning(self) -> str:
+        """What all keys and channels begin with."""
+        return f"{self.global_prefix}{self.prefix}:{{{self.shard}}}:"
+
     def _key(self, name: str) -> str:
-        return f"{self.global_prefix}{self.prefix}:{{{self.shard}}}:{name}"
+        return f"{self.beginning}{name}"
 
     @property
     def index(self) -> str:

@@ -49,9 +49,11 @@ class Subscription:
             self.forbidden = True
             self._pubsub.close()
             logger.warning(
-                "delayq dispatcher: Redis's ACL forbids the channels %s and %s (allow them with &%s&%s); "
+                "delayq dispatcher: Redis's ACL forbids the channels %s and %s (allow them with &%s*); "
                 "earlier tasks are noticed by polling only, and each dispatcher polls for itself",
-                *(self._keys.fleet, self._keys.wake) * 2,
+                self._keys.fleet,
+                self._keys.wake,
+                self._keys.beginning,
             )
         except BaseException:
             self._pubsub.close()

@@ -216,7 +216,7 @@ def test_a_forbidden_channel_means_polling(
         for client in clients:
             client.close()
 
-    assert len([record for record in caplog.records if "ACL forbids the channel" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "ACL forbids the channels" in record.getMessage()]) == 1
     assert dispatcher.counts.errors == 0
 
 
