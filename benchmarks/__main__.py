@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import bulk, burst, control, duplicates, lateness, memory, publish, scaling, storage, transfer
+from . import bulk, burst, control, duplicates, fleet, lateness, memory, publish, scaling, storage, transfer
 from .conditions import Conditions, newest_server
 from .report import Row, table
 
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "duplicates": duplicates.run,
     "memory": memory.run,
     "lateness": lateness.run,
+    "fleet": fleet.run,
 }
 
 
