@@ -23,7 +23,8 @@ from .clock import SECOND_US
 from .delivery import Delivery
 from .errors import DelayQError
 from .fleet import Standing, farewell
-from .store import Dispatched, Store, Upcoming
+from .job import Upcoming
+from .store import Dispatched, Store
 from .subscription import Subscription
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Jobs: as they are put and moved, as they wait, and as they lie aside."""
+"""Jobs: as they are put and moved, as they wait, are reserved and dead, and as they lie aside."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from .clock import LATEST_US
+from .delivery import Delivery
 from .errors import shortened
 
 
@@ -111,6 +112,7 @@ class Waiting(NamedTuple):
         body: None if it is missing; such a job is never handed over.
         first_us: when its id was first put, if it has a max_wait; else None.
         grace_us: how late it may be handed over; None for however late.
+        state: "waiting"; or "reserved" or "dead", of a job that waited and was due then.
     """
 
     topic: str
@@ -120,11 +122,93 @@ class Waiting(NamedTuple):
     step: int = 0
     first_us: int | None = None
     grace_us: int | None = None
+    state: str = "waiting"
 
     @property
     def place(self) -> Place:
         """Where it stands."""
         return Place(self.due_us, self.id)
+
+
+class Reserved(NamedTuple):
+    """One job under a lease.
+
+    Attributes:
+        due_us: when it was due, at first or since it came back.
+        attempts: how often it was reserved, with this time; 1: the first.
+        token: what its lease is known by. Whoever has it may ack, release or extend it.
+    """
+
+    topic: str
+    id: bytes
+    body: bytes
+    due_us: int
+    step: int
+    attempts: int
+    token: str
+
+
+class Dead(NamedTuple):
+    """One job that was reserved as often as it may be, and never acked.
+
+    Attributes:
+        body: None if it is missing.
+        died_us: when it was given up.
+        due_us: when it was due for the last time.
+        attempts: how often it was reserved.
+        reason: why it came back for the last time.
+    """
+
+    topic: str
+    id: bytes
+    body: bytes | None
+    died_us: int
+    due_us: int
+    step: int
+    attempts: int
+    reason: str
+
+    @property
+    def place(self) -> Place:
+        """Where it stands among the dead: by the time of its death."""
+        return Place(self.died_us, self.id)
+
+
+@dataclass(frozen=True)
+class Upcoming:
+    """The topic that is due next: when (us), which, and where its jobs go (None if that is not known)."""
+
+    due_us: int
+    topic: str
+    delivery: Delivery | None
+
+    @classmethod
+    def read(cls, due_us: int, topic: bytes, delivery: bytes) -> Upcoming | None:
+        """From a script's reply; None if nothing waits."""
+        return None if due_us < 0 else cls(due_us, topic.decode(), Delivery.loads(delivery) if delivery else None)
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What one reserve did.
+
+    Attributes:
+        jobs: those that are reserved now, in the order in which they were due.
+        dropped, orphans: jobs laid aside, being later than their grace; ids without a body.
+        requeued, buried: jobs whose lease had run out: that wait again; that are dead.
+        left: whether more of the topic may leave now, or more of its leases have run out.
+        now_us: Redis's clock.
+        next: what is due next, of all topics.
+    """
+
+    jobs: tuple[Reserved, ...]
+    dropped: int
+    orphans: int
+    requeued: int
+    buried: int
+    left: bool
+    now_us: int
+    next: Upcoming | None
 
 
 class Needle(NamedTuple):
@@ -149,6 +233,19 @@ class Page:
     """
 
     jobs: tuple[Waiting, ...]
+    left: int
+    end: Place | None
+
+
+@dataclass(frozen=True)
+class DeadPage:
+    """Some dead jobs of one topic.
+
+    Attributes:
+        left, end: as of a :class:`Page`.
+    """
+
+    jobs: tuple[Dead, ...]
     left: int
     end: Place | None
 
@@ -191,7 +288,8 @@ class Load:
         head_us: when the first of them is due, or None.
         held_us: nothing leaves before; infinity: paused; None: not held back.
         ready: messages on its ready lists.
-        moved, cancelled, dropped, orphans: in total, since the first job.
+        reserved, dead: jobs under a lease; and given up.
+        moved, cancelled, dropped, orphans, requeued, buried: in total, since the first job; buried: that were given up.
     """
 
     waiting: int
@@ -199,7 +297,11 @@ class Load:
     head_us: int | None
     held_us: float | None
     ready: int
+    reserved: int
+    dead: int
     moved: int
     cancelled: int
     dropped: int
     orphans: int
+    requeued: int
+    buried: int

@@ -56,7 +56,7 @@ class Keys:
 
     @property
     def totals(self) -> str:
-        """hash: "moved:", "cancelled:", "dropped:" or "orphans:" and topic -> how many jobs."""
+        """hash: "moved:", "cancelled:", "dropped:", "orphans:", "requeued:" or "dead:" and topic -> how many jobs."""
         return self._key("totals")
 
     @property
@@ -73,6 +73,16 @@ class Keys:
     def beat(self) -> str:
         """string: time (us) of the last beat of a dispatcher, or of one up to a second before it."""
         return self._key("beat")
+
+    @property
+    def expiries(self) -> str:
+        """zset: topic -> time (us) at which the first of its leases runs out."""
+        return self._key("expiries")
+
+    @property
+    def ways(self) -> str:
+        """hash: topic -> how its jobs are delivered, of topics with reserved or dead jobs."""
+        return self._key("ways")
 
     def journal(self, operation: str) -> str:
         """hash: topic -> how far a long change of many jobs has come. The only key of ours that expires."""
@@ -112,6 +122,42 @@ class Keys:
             self.firsts(topic),
             self.graces(topic),
         )
+
+    def attempts(self, topic: str) -> str:
+        """hash: id -> how often it was reserved, only of jobs that came back since."""
+        return self._key(f"attempts:{topic}")
+
+    def leases(self, topic: str) -> str:
+        """zset: id -> time (us) at which its lease runs out."""
+        return self._key(f"leases:{topic}")
+
+    def tickets(self, topic: str) -> str:
+        """hash: id -> token, attempts, due, step, first and grace of a reserved job, with blanks between them."""
+        return self._key(f"tickets:{topic}")
+
+    def reserved(self, topic: str) -> str:
+        """hash: id -> body, of reserved jobs."""
+        return self._key(f"reserved:{topic}")
+
+    def dead(self, topic: str) -> str:
+        """zset: id -> time (us) of its death."""
+        return self._key(f"dead:{topic}")
+
+    def letters(self, topic: str) -> str:
+        """hash: id -> body, of dead jobs."""
+        return self._key(f"letters:{topic}")
+
+    def causes(self, topic: str) -> str:
+        """hash: id -> attempts, due, step, first and grace of a dead job; a line break; why it died."""
+        return self._key(f"causes:{topic}")
+
+    def of_leases(self, topic: str) -> tuple[str, str, str, str]:
+        """The four keys of a topic's leases, in the order in which every script takes them."""
+        return self.attempts(topic), self.leases(topic), self.tickets(topic), self.reserved(topic)
+
+    def of_dead(self, topic: str) -> tuple[str, str, str]:
+        """The three keys of a topic's dead jobs, in the order in which every script takes them."""
+        return self.dead(topic), self.letters(topic), self.causes(topic)
 
     @property
     def wake(self) -> str:

@@ -34,7 +34,8 @@ class ScheduledTask:
         due: when it may be handed over; aware, UTC.
         put_at: when it was put, by the producer's clock (with ``max_wait``: when its id was first put, by Redis's);
             None if its message does not say.
-        state: "waiting".
+        state: "waiting"; "reserved", while somebody hands it over who has to say so when he is done; or "dead", when
+            that has failed too often.
         headers: the headers of its message, those of Celery and the sender's own, stamps among them.
     """
 
@@ -69,6 +70,7 @@ class ScheduledTask:
             priority=priority if isinstance(priority, int) else None,
             due=from_us(job.due_us),
             put_at=from_us(put_us) if isinstance(put_us, int) and 0 <= put_us <= 2**53 else None,
+            state=job.state,
             headers=headers,
         )
 

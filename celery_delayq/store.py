@@ -16,8 +16,9 @@ import redis
 from .clock import SECOND_US
 from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
-from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Waiting
+from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Upcoming, Waiting
 from .keys import Keys
+from .leasing import Leasing, or_empty
 from .scripts import Begun, Packed, Prepared, Value, pack, packed, script
 
 
@@ -29,20 +30,6 @@ class Closable(Protocol):
 
 #: A page ends after the portion of jobs that passes so many bytes, so that no reply is huge.
 PAGE_BYTES = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Upcoming:
-    """The topic that is due next: when (us), which, and where its jobs go (None if that is not known)."""
-
-    due_us: int
-    topic: str
-    delivery: Delivery | None
-
-    @classmethod
-    def read(cls, due_us: int, topic: bytes, delivery: bytes) -> Upcoming | None:
-        """From a script's reply; None if nothing waits."""
-        return None if due_us < 0 else cls(due_us, topic.decode(), Delivery.loads(delivery) if delivery else None)
 
 
 @dataclass(frozen=True)
@@ -73,17 +60,14 @@ class Tick:
         aside: whether a job lies aside for anybody to finish.
         next: the first topic that is not due yet, or not named here.
         due: the topics that are due, the longest overdue first.
+        expired: the topics of which a lease has run out, due or not.
     """
 
     now_us: int
     aside: bool
     next: Upcoming | None
     due: tuple[Upcoming, ...]
-
-
-def _or_empty(value: int | float | None) -> Value:
-    """As scripts take an argument that may be missing."""
-    return "" if value is None else value
+    expired: tuple[str, ...] = ()
 
 
 def _digest(body: bytes | None) -> str:
@@ -91,15 +75,21 @@ def _digest(body: bytes | None) -> str:
     return "" if body is None else hashlib.sha1(body, usedforsecurity=False).hexdigest()
 
 
-class Store:
+class Store(Leasing):
     """Jobs in one Redis, under one prefix.
 
     Every method takes *now_us* in place of Redis's own clock, for tests; and raises ``redis.RedisError`` when Redis
     cannot be reached, :class:`~celery_delayq.errors.DelayQError` when one of our keys holds something else.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, owner: Closable | None = None) -> None:
-        """Use *client*; *owner* is what its connections belong to, and is closed with the store."""
+    def __init__(self, client: redis.Redis, keys: Keys, owner: Closable | None = None, *, leases: bool = False) -> None:
+        """Use *client*; *owner* is what its connections belong to, and is closed with the store.
+
+        *leases*: jobs of this store are reserved, so that whatever changes a job looks after its lease and its
+        attempts, too. Everybody who uses the store must say the same.
+        """
+        super().__init__(client, keys)
+        self._leases = leases
         self.client = client
         self._redis: Any = client  # redis-py's types leave open what a client that does not decode answers
         self.keys = keys
@@ -118,11 +108,22 @@ class Store:
     ) -> Prepared:
         """What all puts to the same topics have in common."""
         keys = [self.keys.index, self.keys.topics, self.keys.holds]
-        args: list[Value] = [self.keys.wake, _or_empty(now_us), on_conflict.value, origin.value, len(ways)]
+        args: list[Value] = [self.keys.wake, or_empty(now_us), on_conflict.value, origin.value, len(ways)]
         for topic, delivery in ways:
             keys += self.keys.of_topic(topic)
             args += topic, delivery.dumps()
-        return Prepared(script("put"), keys, args)
+        return Prepared(script("put"), keys + self._lease_keys(ways), args)
+
+    def _lease_keys(self, ways: tuple[tuple[str, Delivery], ...]) -> list[str]:
+        """What a script that puts takes besides, where there are leases."""
+        if not self._leases:
+            return []
+        return [self.keys.expiries, *(key for topic, _ in ways for key in self.keys.of_leases(topic))]
+
+    def _of_topic(self, topic: str) -> list[str]:
+        """The keys of a topic's waiting jobs; their attempts last, where there are leases."""
+        keys = [*self.keys.of_topic(topic)]
+        return [*keys, self.keys.attempts(topic)] if self._leases else keys
 
     def put(
         self,
@@ -183,7 +184,7 @@ class Store:
             data += [packed(job.body) for job in some]
             for place, job in enumerate(some, start=1):
                 if job.step or job.max_wait_us is not None or job.grace_us is not None:
-                    options += number, place, job.step or "", _or_empty(job.max_wait_us), _or_empty(job.grace_us)
+                    options += number, place, job.step or "", or_empty(job.max_wait_us), or_empty(job.grace_us)
         ways = tuple((topic, deliveries[topic]) for topic in by_topic)
         words = Packed(
             1 + len(options) + len(by_topic) + 3 * len(jobs), pack((len(options) // 5, *options)) + b"".join(data)
@@ -197,7 +198,7 @@ class Store:
         for topic, delivery in ways:
             keys += self.keys.of_topic(topic)
             args += topic, delivery.dumps()
-        return Prepared(script("restore"), keys, args)
+        return Prepared(script("restore"), keys + self._lease_keys(ways), args)
 
     def delete(
         self,
@@ -220,8 +221,8 @@ class Store:
             return []
         keys = self.keys
         names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
-        names += keys.of_topic(topic)
-        args: list[Value] = [_or_empty(now_us), topic, _or_empty(lease_us)]
+        names += self._of_topic(topic)
+        args: list[Value] = [or_empty(now_us), topic, or_empty(lease_us)]
         for number, id in enumerate(ids):
             args += id, _digest(bodies[number] if bodies is not None else None)
         return [bool(gone) for gone in script("delete")(self.client, names, args)]
@@ -246,10 +247,10 @@ class Store:
         keys = self.keys
         names = [keys.index, keys.holds, keys.schedule(topic), keys.jobs(topic), keys.ties(topic)]
         written = text.encode(errors="surrogateescape")  # it may name an id of any bytes
-        args: list[Value] = [keys.wake, _or_empty(now_us), topic, written, keep_ms]
+        args: list[Value] = [keys.wake, or_empty(now_us), topic, written, keep_ms]
         for move in moves:
             due = Put(topic, move.id, b"", move.at_us, move.in_us).due
-            args += move.id, due, _or_empty(move.if_due_us), _digest(move.if_body)
+            args += move.id, due, or_empty(move.if_due_us), _digest(move.if_body)
         replies = script("move")(self.client, [*names, keys.journal(operation)], args)
         return [Moved(word.decode()) for word in replies]
 
@@ -263,9 +264,9 @@ class Store:
         self._redis.delete(self.keys.journal(operation))
 
     def purge(self, topic: str) -> int:
-        """Take back all that waits in a topic; return how many that were."""
+        """Take back all that waits in a topic; return how many that were. What is reserved or dead stays."""
         keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic(topic)]
+        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *self._of_topic(topic)]
         return int(script("purge")(self.client, names, [topic]))
 
     def pause(self, topic: str) -> bool:
@@ -279,12 +280,12 @@ class Store:
         """
         keys = self.keys
         names = [keys.index, keys.holds, keys.rates, keys.schedule(topic)]
-        args = [keys.wake, _or_empty(now_us), topic, _or_empty(interval_us)]
+        args = [keys.wake, or_empty(now_us), topic, or_empty(interval_us)]
         return bool(script("resume")(self.client, names, args))
 
     def claim(self, lease_us: int, limit: int, *, now_us: int | None = None) -> list[Aside]:
         """Take up jobs that lie aside; they are the caller's for *lease_us*."""
-        args = [_or_empty(now_us), lease_us, limit]
+        args = [or_empty(now_us), lease_us, limit]
         reply = script("claim")(self.client, [self.keys.aside, self.keys.remains], args)
         return [Aside.read(*pair) for pair in zip(reply[::2], reply[1::2], strict=True)]
 
@@ -319,8 +320,8 @@ class Store:
     ) -> Prepared:
         keys = self.keys
         names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
-        names += [*keys.of_topic(topic), *delivery.lists]
-        args = [_or_empty(now_us), topic, limit, position, _or_empty(delivery.expires_ms), _or_empty(ceiling)]
+        names += [*keys.of_topic(topic), *delivery.lists, *([keys.attempts(topic)] if self._leases else [])]
+        args = [or_empty(now_us), topic, limit, position, or_empty(delivery.expires_ms), or_empty(ceiling)]
         return Prepared(script("dispatch"), names, [*args, *delivery.steps])
 
     def tick(self, limit: int = 100, *, beat: str = "", now_us: int | None = None) -> Tick:
@@ -333,11 +334,17 @@ class Store:
             redis.ReadOnlyError: with *beat*, on a replica.
         """
         keys = self.keys
-        names = [keys.index, keys.topics, keys.aside, keys.beat]
-        args = [_or_empty(now_us), limit, beat, keys.fleet]
-        now, aside, next_us, topic, delivery, *due = script("tick")(self.client, names, args)
+        names = [keys.index, keys.topics, keys.aside, keys.beat, keys.expiries]
+        args = [or_empty(now_us), limit, beat, keys.fleet]
+        now, aside, expired, next_us, topic, delivery, *due = script("tick")(self.client, names, args)
         found = [Upcoming.read(at, *rest) for at, *rest in zip(due[1::3], due[::3], due[2::3], strict=True)]
-        return Tick(now, bool(aside), Upcoming.read(next_us, topic, delivery), tuple(one for one in found if one))
+        return Tick(
+            now,
+            bool(aside),
+            Upcoming.read(next_us, topic, delivery),
+            tuple(one for one in found if one),
+            tuple(name.decode() for name in expired),
+        )
 
     def tell_fleet(self, message: bytes) -> None:
         """Say something to all dispatchers that listen."""
@@ -372,9 +379,14 @@ class Store:
         return {name.decode().partition(":")[2] for name, _ in self._redis.hscan_iter(self.keys.totals, count=1000)}
 
     def find(self, id: str | bytes) -> list[Waiting]:
-        """The waiting jobs of that id, at most one in each topic; the one that is due first comes first."""
-        topics = list(self.topics())
+        """The jobs of that id, at most one that waits or is reserved in each topic; the one that is due first comes
+        first. Where there are leases also those that are dead, after all others.
+        """
         name = id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
+        return self._find_waiting(name) + (self._find_leased(name) if self._leases else [])
+
+    def _find_waiting(self, name: bytes) -> list[Waiting]:
+        topics = list(self.topics())
         with self._redis.pipeline(transaction=True) as pipe:
             for topic in topics:
                 schedule, jobs, _, *sparse = self.keys.of_topic(topic)
@@ -455,7 +467,7 @@ class Store:
     def loads(self, deliveries: dict[str, Delivery]) -> tuple[int, dict[str, Load]]:
         """Redis's clock (us), and what the topics named hold and have done."""
         now_us = self.now_us()
-        counters = ("moved", "cancelled", "dropped", "orphans")
+        counters = ("moved", "cancelled", "dropped", "orphans", "requeued", "dead")
         loads = {}
         for topic, delivery in deliveries.items():
             with self._redis.pipeline(transaction=False) as pipe:
@@ -463,11 +475,13 @@ class Store:
                 pipe.zcard(schedule).zcount(schedule, "-inf", now_us).zrange(schedule, 0, 0, withscores=True)
                 pipe.zscore(self.keys.holds, topic)
                 pipe.hmget(self.keys.totals, [f"{counter}:{topic}" for counter in counters])
+                pipe.zcard(self.keys.leases(topic)).zcard(self.keys.dead(topic))
                 for ready in delivery.lists:
                     pipe.llen(ready)
-                waiting, due, head, held_us, totals, *ready_lengths = pipe.execute()
+                waiting, due, head, held_us, totals, reserved, dead, *ready_lengths = pipe.execute()
             head_us = int(head[0][1]) if head else None
-            loads[topic] = Load(waiting, due, head_us, held_us, sum(ready_lengths), *(int(n or 0) for n in totals))
+            counts = (int(total or 0) for total in totals)
+            loads[topic] = Load(waiting, due, head_us, held_us, sum(ready_lengths), reserved, dead, *counts)
         return now_us, loads
 
 
@@ -489,7 +503,7 @@ def _page_args(
 ) -> list[Value]:
     due_us, id = behind or ("", "")
     order = "desc" if backwards else "asc"
-    args: list[Value] = [order, _or_empty(start_us), _or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
+    args: list[Value] = [order, or_empty(start_us), or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
     return args + [word for needle in needles for word in needle]
 
 

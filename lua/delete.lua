@@ -13,6 +13,7 @@
 -- KEYS[11] steps     hash  id -> priority step
 -- KEYS[12] firsts    hash  id -> time (us) of the first put
 -- KEYS[13] graces    hash  id -> how late (us) it may be handed over
+-- KEYS[14] attempts  hash  id -> how often it was reserved; only where the store has leases
 --
 -- ARGV[1]  now       us since the epoch; '' for Redis's own clock
 -- ARGV[2]  topic
@@ -38,11 +39,13 @@ for position = 5, #ARGV, 2 do
     return redis.error_reply('BADARG job ' .. (position - 3) / 2 .. ': needs a digest of 40 digits')
   end
 end
-local kinds = {'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
-for position, expected in ipairs(kinds) do
-  local found = redis.call('TYPE', KEYS[position]).ok
-  if found ~= expected and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
+local kinds = {
+  'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash',
+}
+for position, key in ipairs(KEYS) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= kinds[position] and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. kinds[position])
   end
 end
 
@@ -62,6 +65,9 @@ for position = 4, #ARGV, 2 do
     redis.call('HDEL', KEYS[11], id)
     redis.call('HDEL', KEYS[12], id)
     redis.call('HDEL', KEYS[13], id)
+    if KEYS[14] then
+      redis.call('HDEL', KEYS[14], id)
+    end
   end
   if waited == 1 and lease and body then
     redis.call('HSET', KEYS[7], 'revoked:' .. id, body)

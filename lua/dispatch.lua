@@ -14,6 +14,8 @@
 -- KEYS[12] firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
 -- KEYS[13] graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
 -- KEYS[14] ready     list  bodies, popped from the right; and one more key for each further step
+-- then, only where the store has leases:
+--          attempts  hash  id -> how often it was reserved
 --
 -- ARGV[1]  now       us since the epoch; '' for Redis's own clock
 -- ARGV[2]  topic
@@ -44,9 +46,12 @@ local SLICE, SLACK, FULL_PAUSE = 10000, 100000, 50000
 
 local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local ceiling = tonumber(ARGV[6])
+local last_list = #ARGV + 7 -- the number of its key
+local attempts = KEYS[last_list + 1]
 
 if not limit or limit < 1 or limit % 1 ~= 0 or (position ~= 'back' and position ~= 'front')
-  or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0)) or #KEYS < 14 or #ARGV - 6 ~= #KEYS - 13
+  or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0))
+  or last_list < 14 or (#KEYS ~= last_list and #KEYS ~= last_list + 1)
   or (ARGV[5] ~= '' and not (expires and expires >= 1 and expires % 1 == 0 and expires < 2 ^ 53))
   or (ARGV[6] ~= '' and not (ceiling and ceiling >= 0 and ceiling % 1 == 0)) then
   return redis.error_reply(
@@ -98,9 +103,12 @@ local function judge()
       redis.call('HLEN', KEYS[7])
     end
   end
+  if attempts then
+    redis.call('HLEN', attempts)
+  end
   local ready = redis.call('LLEN', KEYS[14])
   if has_steps or expires or ceiling then
-    for list = 15, #KEYS do
+    for list = 15, last_list do
       ready = ready + redis.call('LLEN', KEYS[list])
       if not tonumber(ARGV[list - 7]) then
         return redis.error_reply('BADARG needs a step for each ready list')
@@ -150,7 +158,7 @@ elseif not judged then
     'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash',
   }
   for number, key in ipairs(KEYS) do
-    local expected, found = kinds[number] or 'list', redis.call('TYPE', key).ok
+    local expected, found = kinds[number] or number > last_list and 'hash' or 'list', redis.call('TYPE', key).ok
     if found ~= expected and found ~= 'none' then
       return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
     end
@@ -161,7 +169,7 @@ end
 -- What goes to the ready list for a step: the one of the greatest step that is not above it.
 local function queue_of(lists, step)
   local key = KEYS[14]
-  for list = 15, #KEYS do
+  for list = 15, last_list do
     if step >= tonumber(ARGV[list - 7]) then
       key = KEYS[list]
     end
@@ -199,6 +207,9 @@ while #ids > 0 do
   if has_graces then
     redis.call('HDEL', KEYS[13], unpack(ids))
   end
+  if attempts then
+    redis.call('HDEL', attempts, unpack(ids))
+  end
 
   local plain = {}
   local lists = {[KEYS[14]] = plain}
@@ -233,7 +244,7 @@ while #ids > 0 do
 end
 
 if expires and moved > 0 then
-  for list = 14, #KEYS do
+  for list = 14, last_list do
     redis.call('PEXPIRE', KEYS[list], expires)
   end
 end

@@ -1,10 +1,10 @@
--- page: read the waiting jobs of a topic, page by page, in the order in which they leave, or against it. Changes
--- nothing.
+-- page: read the waiting jobs of a topic, page by page, in the order in which they leave, or against it; or its dead
+-- ones. Changes nothing.
 --
--- KEYS[1]  schedule  zset  id -> due (us)
--- KEYS[2]  jobs      hash  id -> body
--- KEYS[3]  steps     hash  id -> priority step
--- KEYS[4]  firsts    hash  id -> time (us) of the first put
+-- KEYS[1]  schedule  zset  id -> due (us); of dead ones: dead, the time of death
+-- KEYS[2]  jobs      hash  id -> body; letters
+-- KEYS[3]  steps     hash  id -> priority step; causes
+-- KEYS[4]  firsts    hash  id -> time (us) of the first put; and nothing more
 -- KEYS[5]  graces    hash  id -> how late (us) it may be handed over
 --
 -- ARGV[1]  order     'asc' | 'desc'
@@ -21,8 +21,8 @@
 --
 -- Returns  {left, due, id, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
 --                            how many come behind this page; the last job that was read, where the next page begins
---                            ('' and '' if none was); then the page: the last three are empty if no job of the topic
---                            has one, and hold nothing for a job that has none.
+--                            ('' and '' if none was); then the page: what comes from KEYS[3] and further is empty if
+--                            no job of the topic has one, and holds nothing for a job that has none.
 --                            Instead of {id, due, ...} comes 'id\ndue\n...', which is read much faster, if there is one
 --                            and no id has a line break in it
 --          error WRONGTYPE   a key holds something else
@@ -37,10 +37,10 @@ local PORTION = 100
 local order, start, stop, after_due, after_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 
-for position, expected in ipairs({'zset', 'hash', 'hash', 'hash', 'hash'}) do
-  local found = redis.call('TYPE', KEYS[position]).ok
+for position, key in ipairs(KEYS) do
+  local expected, found = position == 1 and 'zset' or 'hash', redis.call('TYPE', key).ok
   if found ~= expected and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
+    return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
 for _, text in ipairs({start, stop, after_due}) do
@@ -122,11 +122,11 @@ local function holds_all_needles(body)
 end
 
 local read_due, read_id = '', ''
-local pairs_read, bodies, steps, firsts, graces = {}, {}, {}, {}, {}
-local hashes = {}
-for key, values in pairs({[KEYS[3]] = steps, [KEYS[4]] = firsts, [KEYS[5]] = graces}) do
-  if redis.call('EXISTS', key) == 1 then
-    hashes[key] = values
+local pairs_read, bodies, columns, hashes = {}, {}, {}, {}
+for number = 3, #KEYS do
+  columns[number - 2] = {}
+  if redis.call('EXISTS', KEYS[number]) == 1 then
+    hashes[KEYS[number]] = columns[number - 2]
   end
 end
 while first <= last and #bodies < limit and bytes >= 0 do
@@ -166,4 +166,4 @@ local lines = table.concat(pairs_read, '\n')
 if select(2, string.gsub(lines, '\n', '')) == #pairs_read - 1 then
   pairs_read = lines
 end
-return {math.max(last - first + 1, 0), read_due, read_id, pairs_read, bodies, steps, firsts, graces}
+return {math.max(last - first + 1, 0), read_due, read_id, pairs_read, bodies, unpack(columns)}

@@ -11,6 +11,7 @@
 -- KEYS[9]  steps     hash  id -> priority step
 -- KEYS[10] firsts    hash  id -> time (us) of the first put
 -- KEYS[11] graces    hash  id -> how late (us) it may be handed over
+-- KEYS[12] attempts  hash  id -> how often it was reserved; only where the store has leases
 --
 -- ARGV[1]  topic
 --
@@ -18,7 +19,7 @@
 --          error WRONGTYPE   a key holds something else; nothing was deleted
 --          error BADARG      no topic; nothing was deleted
 --
--- Moves    waiting -> (nothing). A pause of the topic stays
+-- Moves    waiting -> (nothing). A pause of the topic stays, and so do reserved and dead jobs
 -- Cost     O(1) for whoever waits for Redis; it frees the memory in the background
 
 local topic = ARGV[1]
@@ -26,16 +27,16 @@ local topic = ARGV[1]
 if #ARGV ~= 1 then
   return redis.error_reply('BADARG needs a topic')
 end
-local kinds = {'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
-for position, expected in ipairs(kinds) do
-  local found = redis.call('TYPE', KEYS[position]).ok
-  if found ~= expected and found ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
+local kinds = {'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash'}
+for position, key in ipairs(KEYS) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= kinds[position] and found ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. kinds[position])
   end
 end
 
 local purged = redis.call('ZCARD', KEYS[6])
-redis.call('UNLINK', KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11])
+redis.call('UNLINK', unpack(KEYS, 6))
 redis.call('ZREM', KEYS[1], topic)
 redis.call('HDEL', KEYS[2], topic)
 local hold = tonumber(redis.call('ZSCORE', KEYS[3], topic) or nil)

@@ -10,12 +10,20 @@
 --          steps     hash  id -> priority step, only of jobs whose step is not 0
 --          firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
 --          graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
+-- then, only where the store has leases:
+--          expiries  zset  topic -> time (us) at which the first of its leases runs out
+-- and four for each topic:
+--          attempts  hash  id -> how often it was reserved, only of jobs that came back since
+--          leases    zset  id -> time (us) at which its lease runs out
+--          tickets   hash  id -> token and more
+--          reserved  hash  id -> body
 --
 -- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
 -- ARGV[2]  now          us since the epoch; '' for Redis's own clock
 -- ARGV[3]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already
 -- ARGV[4]  origin       'new'
---                       'retried': the same bytes under the same id are this very put, sent again
+--                       'retried': the same bytes under the same id are this very put, sent again, whether they
+--                       wait or are reserved
 -- ARGV[5]  T            number of topics
 -- then two for each topic: name, delivery; then seven for each job:
 --          t         number of its topic
@@ -32,6 +40,7 @@
 --          error BADARG      an argument is unusable; nothing was written
 --
 -- Moves    (nothing) -> waiting
+--          reserved -> (nothing), where its id is put anew: whoever has it under a lease has lost that
 -- Cost     O(log n) for each job, n = jobs of its topic
 --
 -- Jobs of one due get scores 1 us apart, in the order of their puts, up to 999 us: a sorted set breaks ties by
@@ -41,12 +50,16 @@ local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score h
 
 local channel, now, on_conflict, origin = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local topic_count = tonumber(ARGV[5])
+local last_plain = 3 + 6 * (topic_count or 0) -- behind it come the keys of leases
+local has_leases = #KEYS > last_plain
 
-if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count or #KEYS ~= 3 + 6 * topic_count
+if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count
+  or (has_leases and #KEYS ~= last_plain + 1 + 4 * topic_count) or #KEYS < last_plain
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace')
   or (origin ~= 'new' and origin ~= 'retried') or (#ARGV - 5 - 2 * topic_count) % 7 ~= 0 then
   return redis.error_reply(
-    'BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, and seven for each job')
+    'BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, four keys more where '
+      .. 'there are leases, and seven arguments for each job')
 end
 local first_job = 6 + 2 * topic_count
 local is_batch = #ARGV > first_job + 6
@@ -73,6 +86,7 @@ end
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
 local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
+local has_attempts, has_reserved = {}, {}
 
 local function judge()
   if not now then
@@ -85,6 +99,14 @@ local function judge()
     heads[topic] = head(KEYS[base + 4])
     deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[4 + 2 * topic])
     redis.call('ZCARD', KEYS[base + 6])
+    if has_leases then
+      local more = last_plain + 1 + 4 * (topic - 1)
+      redis.call('ZCARD', KEYS[last_plain + 1])
+      redis.call('ZCARD', KEYS[more + 2])
+      redis.call('HLEN', KEYS[more + 4])
+      has_attempts[topic] = redis.call('HLEN', KEYS[more + 1]) > 0
+      has_reserved[topic] = redis.call('HLEN', KEYS[more + 3]) > 0
+    end
   end
   local args = ARGV -- a local is found faster
   for position = first_job, #args, 7 do
@@ -112,6 +134,11 @@ local function judge()
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
     end
+    local more = last_plain + 1 + 4 * (topic - 1)
+    local was_reserved = has_reserved[topic] and redis.call('HEXISTS', KEYS[more + 3], id) == 1
+    if was_reserved and not held and origin == 'retried' then
+      kept = redis.call('HGET', KEYS[more + 4], id) == body
+    end
     if held or step ~= '0' then
       redis.call('HEXISTS', KEYS[base + 7], id)
     end
@@ -136,7 +163,7 @@ local function judge()
     end
     if not kept then
       text = due == tonumber(text) and string.find(text, '^%d+$') and text or due
-      jobs[#jobs + 1] = {topic, id, due, text, step, max_wait and first, grace, body, held}
+      jobs[#jobs + 1] = {topic, id, due, text, step, max_wait and first, grace, body, held, was_reserved}
     end
   end
 end
@@ -148,6 +175,9 @@ elseif not judged then
   local kinds = {'zset', 'hash', 'zset', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
   for position, key in ipairs(KEYS) do
     local expected = kinds[position <= 3 and position or (position - 4) % 6 + 4]
+    if position > last_plain then
+      expected = (position - last_plain) % 4 == 3 and 'zset' or position == last_plain + 1 and 'zset' or 'hash'
+    end
     local found = redis.call('TYPE', key).ok
     if found ~= expected and found ~= 'none' then
       return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
@@ -158,8 +188,9 @@ end
 
 -- HSET comes first: a full Redis refuses it, while nothing is written yet.
 local changed = {} -- topic -> due of its earliest job now, where that may have changed
+local ended = {} -- topic -> true, where a lease has ended
 for _, job in ipairs(jobs) do
-  local topic, id, due, text, step, first, grace, body, held = unpack(job, 1, 9)
+  local topic, id, due, text, step, first, grace, body, held, was_reserved = unpack(job, 1, 10)
   local base = 6 * (topic - 1)
   redis.call('HSET', KEYS[base + 5], id, body)
   if held then
@@ -167,6 +198,16 @@ for _, job in ipairs(jobs) do
     redis.call('HDEL', KEYS[base + 7], id)
     redis.call('HDEL', KEYS[base + 8], id)
     redis.call('HDEL', KEYS[base + 9], id)
+  end
+  local more = last_plain + 1 + 4 * (topic - 1)
+  if has_attempts[topic] then
+    redis.call('HDEL', KEYS[more + 1], id)
+  end
+  if was_reserved then
+    redis.call('ZREM', KEYS[more + 2], id)
+    redis.call('HDEL', KEYS[more + 3], id)
+    redis.call('HDEL', KEYS[more + 4], id)
+    ended[topic] = true
   end
   local score = due
   if heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
@@ -197,6 +238,14 @@ for topic, due in pairs(changed) do
   if place < math.huge then
     redis.call('ZADD', KEYS[1], place, ARGV[4 + 2 * topic])
     earliest = math.min(earliest or place, place)
+  end
+end
+for topic in pairs(ended) do
+  local runs_out = redis.call('ZRANGE', KEYS[last_plain + 4 * topic - 1], 0, 0, 'WITHSCORES')[2]
+  if runs_out then
+    redis.call('ZADD', KEYS[last_plain + 1], runs_out, ARGV[4 + 2 * topic])
+  else
+    redis.call('ZREM', KEYS[last_plain + 1], ARGV[4 + 2 * topic])
   end
 end
 if #jobs > 0 then

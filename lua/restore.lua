@@ -10,10 +10,18 @@
 --          steps     hash  id -> priority step, only of jobs whose step is not 0
 --          firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
 --          graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
+-- then, only where the store has leases:
+--          expiries  zset  topic -> time (us) at which the first of its leases runs out
+-- and four for each topic:
+--          attempts  hash  id -> how often it was reserved, only of jobs that came back since
+--          leases    zset  id -> time (us) at which its lease runs out
+--          tickets   hash  id -> token and more
+--          reserved  hash  id -> body
 --
 -- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
 -- ARGV[2]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already, at another due or with
---                       another body; the same again is no conflict and changes nothing
+--                       another body; the same again is no conflict and changes nothing, whether it waits or is
+--                       reserved
 -- ARGV[3]  T            number of topics
 -- then two for each topic: name, delivery
 -- then     N            number of jobs with options, and five for each of them:
@@ -31,6 +39,7 @@
 --          error BADARG      an argument is unusable; nothing was written
 --
 -- Moves    (nothing) -> waiting
+--          reserved -> (nothing), where its id is restored otherwise: whoever has it under a lease has lost that
 -- Cost     O(log n) for each job, n = jobs of its topic; many times less than as many calls of put
 
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
@@ -40,14 +49,17 @@ local PORTION = 100
 
 local channel, on_conflict, topic_count = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local args = ARGV -- a local is found faster
+local last_plain = 3 + 6 * (topic_count or 0) -- behind it come the keys of leases
+local has_leases = #KEYS > last_plain
 
 local function is_whole(number, least)
   return number and number % 1 == 0 and number >= least
 end
 
-if not is_whole(topic_count, 1) or #KEYS ~= 3 + 6 * topic_count
+if not is_whole(topic_count, 1) or #KEYS < last_plain or (has_leases and #KEYS ~= last_plain + 1 + 4 * topic_count)
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace') then
-  return redis.error_reply('BADARG needs a known on_conflict, and six keys for each topic')
+  return redis.error_reply(
+    'BADARG needs a known on_conflict, and six keys for each topic, four more where there are leases')
 end
 
 -- For each topic where its jobs begin, how many they are, and options by number.
@@ -97,6 +109,7 @@ end
 -- of types: what will be written is read here, and a foreign type raises.
 local index_head, heads, holds, deliveries, least = nil, {}, {}, {}, {}
 local skipped, replaced, written = {}, {}, 0 -- by topic, by number of the job
+local has_attempts, has_reserved = {}, {}
 
 local function judge()
   index_head = head(KEYS[1])
@@ -112,9 +125,19 @@ local function judge()
     redis.call('HLEN', KEYS[base + 7])
     redis.call('HLEN', KEYS[base + 8])
     redis.call('HLEN', KEYS[base + 9])
+    local more = last_plain + 1 + 4 * (topic - 1)
+    if has_leases then
+      redis.call('ZCARD', KEYS[last_plain + 1])
+      redis.call('ZCARD', KEYS[more + 2])
+      redis.call('HLEN', KEYS[more + 4])
+      has_attempts[topic] = redis.call('HLEN', KEYS[more + 1]) > 0
+      has_reserved[topic] = redis.call('HLEN', KEYS[more + 3]) > 0
+    end
     for first = 0, size - 1, PORTION do
       local last = math.min(first + PORTION, size) - 1
       local bodies = redis.call('HMGET', KEYS[base + 5], unpack(args, first_id + first, first_id + last))
+      local tickets = has_reserved[topic]
+        and redis.call('HMGET', KEYS[more + 3], unpack(args, first_id + first, first_id + last)) or {}
       for offset = first, last do
         local id, text = args[first_id + offset], args[first_due + offset]
         local due = string.find(text, '^%d+$') and tonumber(text)
@@ -128,7 +151,10 @@ local function judge()
         elseif held then
           held_due = tonumber(redis.call('ZSCORE', KEYS[base + 4], id) or nil)
         end
-        if held and (on_conflict == 'keep' or held_due == due and held == args[first_body + offset]) then
+        local ticket = not held and tickets[offset - first + 1]
+        local reserved_due = ticket and tonumber(string.match(ticket, '^%S+ %d+ (%d+) ') or nil)
+        if held and (on_conflict == 'keep' or held_due == due and held == args[first_body + offset])
+          or reserved_due == due and redis.call('HGET', KEYS[more + 4], id) == args[first_body + offset] then
           skip[offset] = true
         elseif held and on_conflict == 'error' then
           return {'EXISTS', id}
@@ -157,6 +183,9 @@ elseif not judged then
   local kinds = {'zset', 'hash', 'zset', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
   for position, key in ipairs(KEYS) do
     local expected = kinds[position <= 3 and position or (position - 4) % 6 + 4]
+    if position > last_plain then
+      expected = (position - last_plain) % 4 == 3 and 'zset' or position == last_plain + 1 and 'zset' or 'hash'
+    end
     local found = redis.call('TYPE', key).ok
     if found ~= expected and found ~= 'none' then
       return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
@@ -182,6 +211,19 @@ for topic = 1, topic_count do
     if #fields > 0 then
       redis.call('HSET', KEYS[base + 5], unpack(fields))
       redis.call('ZADD', KEYS[base + 4], unpack(scores))
+      local ids = {}
+      for position = 1, #fields, 2 do
+        ids[#ids + 1] = fields[position]
+      end
+      local more = last_plain + 1 + 4 * (topic - 1)
+      if has_attempts[topic] then
+        redis.call('HDEL', KEYS[more + 1], unpack(ids))
+      end
+      if has_reserved[topic] then
+        redis.call('ZREM', KEYS[more + 2], unpack(ids))
+        redis.call('HDEL', KEYS[more + 3], unpack(ids))
+        redis.call('HDEL', KEYS[more + 4], unpack(ids))
+      end
     end
   end
   for offset in pairs(replace) do
@@ -198,6 +240,14 @@ for topic = 1, topic_count do
           redis.call('HSET', KEYS[base + 6 + place], id, option[place])
         end
       end
+    end
+  end
+  if has_reserved[topic] and least[topic] then
+    local runs_out = redis.call('ZRANGE', KEYS[last_plain + 4 * topic - 1], 0, 0, 'WITHSCORES')[2]
+    if runs_out then
+      redis.call('ZADD', KEYS[last_plain + 1], runs_out, args[2 + 2 * topic])
+    else
+      redis.call('ZREM', KEYS[last_plain + 1], args[2 + 2 * topic])
     end
   end
   if least[topic] then

@@ -1,20 +1,22 @@
 -- tick: what is due, and when to look again. Changes no job.
 --
--- KEYS[1]  index   zset    topic -> time (us) at which to look at it
--- KEYS[2]  topics  hash    topic -> how its jobs are delivered
--- KEYS[3]  aside   zset    reason, ':' and id -> time (us) from which anybody may finish it
--- KEYS[4]  beat    string  time (us) of the last beat, or of one up to a second before it
+-- KEYS[1]  index     zset    topic -> time (us) at which to look at it
+-- KEYS[2]  topics    hash    topic -> how its jobs are delivered
+-- KEYS[3]  aside     zset    reason, ':' and id -> time (us) from which anybody may finish it
+-- KEYS[4]  beat      string  time (us) of the last beat, or of one up to a second before it
+-- KEYS[5]  expiries  zset    topic -> time (us) at which the first of its leases runs out
 --
--- ARGV[1]  now      us since the epoch; '' for Redis's own clock
--- ARGV[2]  limit    topics to name at most
--- ARGV[3]  name     of the active dispatcher: this is its beat; '' for a mere look
--- ARGV[4]  channel  where the beat is told to the fleet
+-- ARGV[1]  now       us since the epoch; '' for Redis's own clock
+-- ARGV[2]  limit     topics to name at most
+-- ARGV[3]  name      of the active dispatcher: this is its beat; '' for a mere look
+-- ARGV[4]  channel   where the beat is told to the fleet
 --
--- Returns  {now, aside, next, topic, delivery, ...}
---                            now (us); 1 if a job lies aside for anybody to finish, else 0; when the first topic that
---                            is not due becomes due (us), which that is, and its delivery: -1, '' and '' if none
---                            waits; then the topics that are due, the longest overdue first, each with the time (us)
---                            since when it is, and its delivery ('' where it is not known)
+-- Returns  {now, aside, {expired, ...}, next, topic, delivery, ...}
+--                            now (us); 1 if a job lies aside for anybody to finish, else 0; the topics of which a
+--                            lease has run out; when the first topic that is not due becomes due (us), which that is,
+--                            and its delivery: -1, '' and '' if none waits; then the topics that are due, the longest
+--                            overdue first, each with the time (us) since when it is, and its delivery ('' where it is
+--                            not known)
 --          error WRONGTYPE   a key holds something else
 --          error BADARG      an argument is unusable
 --          error READONLY …  Redis takes no writes, and this is a beat
@@ -26,7 +28,7 @@ local WRITTEN = 1000000
 
 local now, limit, name, channel = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
-for position, expected in ipairs({'zset', 'hash', 'zset', 'string'}) do
+for position, expected in ipairs({'zset', 'hash', 'zset', 'string', 'zset'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
@@ -50,7 +52,7 @@ local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIM
 local next = redis.call('ZRANGE', KEYS[1], #due / 2, #due / 2, 'WITHSCORES')
 local aside = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or nil)
 local reply = {
-  now, aside and aside <= now and 1 or 0,
+  now, aside and aside <= now and 1 or 0, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, limit),
   tonumber(next[2] or -1), next[1] or '', next[1] and redis.call('HGET', KEYS[2], next[1]) or '',
 }
 for position = 1, #due, 2 do

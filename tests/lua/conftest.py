@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from celery_delayq.delivery import Delivery
-from celery_delayq.job import OnConflict, Origin, Put
+from celery_delayq.job import OnConflict, Origin, Put, Reserved
 from celery_delayq.store import Store
 
 #: A moment for scripts that are told the time (us).
@@ -29,6 +29,13 @@ def job(id: str | bytes, due: int = 1, *, topic: str = "q", body: bytes | None =
     """A job due so many microseconds after NOW."""
     name = id.encode() if isinstance(id, str) else id
     return Put(topic, id, b"body of " + name if body is None else body, NOW + due, **more)
+
+
+def reserve(
+    store: Store, limit: int = 10, *, after: int = 0, lease: int = 1_000_000, nonce: str = "n"
+) -> list[Reserved]:
+    """Reserve of "q" so many microseconds after NOW, for a second."""
+    return list(store.reserve("q", limit, lease, now_us=NOW + after, nonce=nonce).jobs)
 
 
 def waiting(store: Store, topic: str = "q") -> dict[bytes, int]:
@@ -51,6 +58,12 @@ def index(store: Store) -> dict[bytes, int]:
 def totals(store: Store) -> dict[str, int]:
     """All that was ever counted: "moved:q" -> how many."""
     return {name.decode(): int(count) for name, count in store.client.hgetall(store.keys.totals).items()}
+
+
+def leases(store: Store, topic: str = "q") -> dict[bytes, int]:
+    """Id -> when its lease runs out (us after NOW)."""
+    pairs = store.client.zrange(store.keys.leases(topic), 0, -1, withscores=True)
+    return {id: int(until) - NOW for id, until in pairs}
 
 
 @contextmanager
@@ -87,6 +100,12 @@ class Reader(Protocol):
     """Reads everything in the database, key -> value; on request without what was counted."""
 
     def __call__(self, *, totals: bool = True) -> Contents: ...
+
+
+@pytest.fixture
+def leasing(store: Store) -> Store:
+    """The same store, for those who reserve."""
+    return Store(store.client, store.keys, leases=True)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ def code(source: str) -> str:
 def test_the_verbs_are_here() -> None:
     """Every verb of the store is one file."""
     reading, writing = {"tick", "page"}, {"put", "restore", "delete", "move", "dispatch", "pause", "resume", "purge"}
-    assert reading | writing | {"claim", "forget"} == set(SOURCES)
+    leasing = {"reserve", "ack", "release", "extend", "requeue", "pull", "revive", "discard"}
+    assert reading | writing | leasing | {"claim", "forget"} == set(SOURCES)
 
 
 @pytest.mark.parametrize("verb", sorted(SOURCES))
@@ -100,9 +101,20 @@ def test_no_script_leaks_a_global(verb: str) -> None:
 
 
 def test_what_two_scripts_share_is_the_same() -> None:
-    """put and move both choose a place among equals; scripts have no imports, so this holds the copies together."""
+    """Scripts have no imports, so this holds the copies together: how to choose a place among equals, how to take what
+    is due, and how to end a lease.
+    """
 
-    def slot(source: str) -> str:
-        return source[source.index("local function slot") : source.index("return score\nend")]
+    def part(verb: str, first: str, last: str) -> str:
+        source = SOURCES[verb]
+        return source[source.index(first) : source.index(last, source.index(first))]
 
-    assert slot(SOURCES["put"]) == slot(SOURCES["move"])
+    slots = [part(verb, "local function slot", "\nend") for verb in ("put", "move", "release", "requeue", "revive")]
+    assert len(set(slots)) == 1
+    ends = [part(verb, "local function end_lease", "\nend") for verb in ("release", "requeue")]
+    assert len(set(ends)) == 1
+    tails = [part(verb, "-- pcall: a word", "local runs_out") for verb in ("release", "requeue")]
+    assert len(set(tails)) == 1
+    for first, last in (("local function read()", "\nend"), ("local left, place, held", "ZREMRANGEBYSCORE")):
+        taken = [part(verb, first, last) for verb in ("reserve", "pull")]
+        assert len({re.sub(r"KEYS\[\d+\]", "KEYS[n]", text) for text in taken}) == 1

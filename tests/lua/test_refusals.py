@@ -51,7 +51,10 @@ class Call:
 
 CALLS = {
     "put": Call(
-        lambda keys: [keys.index, keys.topics, keys.holds, *keys.of_topic("q")],
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, *keys.of_topic("q")),
+            *(keys.expiries, *keys.of_leases("q")),
+        ],
         [
             ("", ANY),
             (NOW, NO_TIME),
@@ -70,7 +73,10 @@ CALLS = {
         ],
     ),
     "restore": Call(
-        lambda keys: [keys.index, keys.topics, keys.holds, *keys.of_topic("q")],
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, *keys.of_topic("q")),
+            *(keys.expiries, *keys.of_leases("q")),
+        ],
         [
             ("", ANY),
             ("error", ("", "perhaps")),
@@ -95,7 +101,7 @@ CALLS = {
     "delete": Call(
         lambda keys: [
             *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
-            *keys.of_topic("q"),
+            *(*keys.of_topic("q"), keys.attempts("q")),
         ],
         [(NOW, NO_TIME), ("q", ANY), (60, NO_TIME), ("a", ANY), ("", NO_DIGEST)],
     ),
@@ -119,7 +125,7 @@ CALLS = {
         lambda keys: [
             *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
             *keys.of_topic("q"),
-            *QUEUE.lists,
+            *(*QUEUE.lists, keys.attempts("q")),
         ],
         [
             (NOW + 100, NO_TIME),
@@ -132,7 +138,7 @@ CALLS = {
         ],
     ),
     "tick": Call(
-        lambda keys: [keys.index, keys.topics, keys.aside, keys.beat],
+        lambda keys: [keys.index, keys.topics, keys.aside, keys.beat, keys.expiries],
         [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1")), ("a", ANY), ("fleet", ANY)],
     ),
     "pause": Call(lambda keys: [keys.index, keys.holds, keys.rates], [("q", ANY)]),
@@ -141,8 +147,77 @@ CALLS = {
         [("", ANY), (NOW, NO_TIME), ("q", ANY), (2.5, ("soon", "nan", "0", "-1", "inf"))],
     ),
     "purge": Call(
-        lambda keys: [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic("q")], [("q", ANY)]
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic("q"), keys.attempts("q")),
+        ],
+        [("q", ANY)],
     ),
+    "reserve": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
+            *(keys.expiries, keys.ways, *keys.of_topic("q"), *keys.of_leases("q")),
+        ],
+        [
+            (NOW + 100, NO_TIME),
+            ("q", ANY),
+            (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            (60, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            ("abc", ("", "a b", "a.b", "a-b")),
+        ],
+    ),
+    "ack": Call(
+        lambda keys: [keys.totals, keys.expiries, keys.ways, *keys.of_leases("q")[1:], keys.dead("q")],
+        [("q", ANY), ("mine", ANY), ("n.3", ANY)],
+    ),
+    "release": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.totals, keys.expiries, keys.ways),
+            *(*keys.of_topic("q"), *keys.of_leases("q"), *keys.of_dead("q")),
+        ],
+        [
+            ("", ANY),
+            (NOW + 100, NO_TIME),
+            ("q", ANY),
+            (NOW + 900, NO_DUE),
+            (5, (*NO_NUMBER, "0", "-1", "inf")),
+            ("the broker is away", ANY),
+            ("mine", ANY),
+            ("n.3", ANY),
+        ],
+    ),
+    "extend": Call(
+        lambda keys: [keys.expiries, keys.leases("q"), keys.tickets("q")],
+        [(NOW, NO_TIME), ("q", ANY), (60, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")), ("mine", ANY), ("n.3", ANY)],
+    ),
+    "requeue": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.totals, keys.expiries, keys.ways),
+            *(*keys.of_topic("q"), *keys.of_leases("q"), *keys.of_dead("q")),
+        ],
+        [
+            ("", ANY),
+            (NOW + 100, NO_TIME),
+            ("q", ANY),
+            (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            (1_000_000, (*NO_NUMBER_NOR_NONE, "-1", "inf")),
+            (5, (*NO_NUMBER, "0", "-1", "inf")),
+        ],
+    ),
+    "pull": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
+            *(*keys.of_topic("q"), keys.attempts("q")),
+        ],
+        [(NOW + 100, NO_TIME), ("q", ANY), (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf"))],
+    ),
+    "revive": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.ways, *keys.of_topic("q")[:5], keys.tickets("q")),
+            *keys.of_dead("q"),
+        ],
+        [("", ANY), (NOW, NO_TIME), ("q", ANY), ("lost", ANY)],
+    ),
+    "discard": Call(lambda keys: [keys.ways, keys.leases("q"), *keys.of_dead("q")], [("q", ANY), ("lost", ANY)]),
     "claim": Call(
         lambda keys: [keys.aside, keys.remains],
         [(NOW, NO_TIME), (60, (*NO_NUMBER_NOR_NONE, "-1")), (10, (*NO_NUMBER_NOR_NONE, "0", "-1"))],
@@ -173,7 +248,14 @@ ARGUMENTS = [
 
 @pytest.fixture
 def store(store: Store) -> Store:
-    """Every kind of key is there, and every script has reason to look at it: jobs of all options, ties, a rate."""
+    """Every kind of key is there, and every script has reason to look at it: jobs of all options, ties, a rate; one
+    that came back, a dead one, and one whose lease will have run out.
+    """
+    store = Store(store.client, store.keys, leases=True)
+    put(store, job("back", 0), job("lost", 1), job("mine", 2, step=3))
+    back, lost, _ = store.reserve("q", 3, 60, now_us=NOW + 2, nonce="n").jobs
+    store.release("q", [back], in_us=800_000, now_us=NOW + 2)
+    store.release("q", [lost], max_attempts=1, reason="why", now_us=NOW + 2)
     put(store, job("a", 5, step=3, max_wait_us=50, grace_us=70), job("tie", 5), job("late", 900_000), job("gone", 9))
     store.resume("q", 2.0, now_us=NOW + 10)
     store.delete("q", ["gone"], lease_us=0, now_us=NOW)
@@ -224,7 +306,13 @@ def test_an_unusable_argument_is_refused_before_anything_is_written(
     assert before == contents()
 
 
-@pytest.mark.parametrize("verb", ["put", "restore", "delete", "move", "dispatch", "pause", "purge", "page"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *("put", "restore", "delete", "move", "dispatch", "pause", "purge", "page"),
+        *("reserve", "ack", "release", "extend", "requeue", "pull"),
+    ],
+)
 def test_one_argument_too_many_is_refused(store: Store, contents: Reader, verb: str) -> None:
     """Where the number of arguments tells what they are, a wrong number is no guess."""
     call = CALLS[verb]
