@@ -12,8 +12,9 @@
 -- ARGV[2]  id, and
 -- ARGV[3]  token     that it was reserved with; and any number of pairs
 --
--- Returns  {1 | 0, ...}      for each id: 1 if it was reserved with this token and is gone now, also if its lease has
---                            run out and nobody has taken it back yet; 0: LEASE_LOST, nothing of it was touched
+-- Returns  {number, ...}     LEASE_LOST: the jobs, from 1, that are not reserved with their token, and of which nothing
+--                            was touched. The others were, and are gone now; also if their lease has run out, as long
+--                            as nobody has taken them back
 --          error WRONGTYPE   a key holds something else; nothing was deleted
 --          error BADARG      an id without a token; nothing was deleted
 --
@@ -35,26 +36,25 @@ for position, expected in ipairs({'hash', 'zset', 'hash', 'zset', 'hash', 'hash'
 end
 
 local args = ARGV -- a local is found faster
-local replies, acked, gone = {}, 0, {}
+local lost, gone, acked = {}, {}, 0
 for first = 2, #args, 2 * PORTION do
-  local ids, held = {}, {}
+  local ids, ours = {}, {}
   for position = first, math.min(first + 2 * PORTION, #args) - 1, 2 do
     ids[#ids + 1] = args[position]
   end
   for number, ticket in ipairs(redis.call('HMGET', KEYS[5], unpack(ids))) do
-    local id, token = ids[number], args[first + 2 * number - 1]
-    local is_ours = ticket and string.match(ticket, '^%S+') == token and not gone[id]
-    replies[#replies + 1] = is_ours and 1 or 0
-    if is_ours then
-      gone[id] = true
-      held[#held + 1] = id
+    local id, position = ids[number], first + 2 * number - 2
+    if ticket and string.match(ticket, '^%S+') == args[position + 1] and not gone[id] then
+      ours[#ours + 1], gone[id] = id, true
+    else
+      lost[#lost + 1] = position / 2
     end
   end
-  if #held > 0 then
-    redis.call('HDEL', KEYS[6], unpack(held))
-    redis.call('HDEL', KEYS[5], unpack(held))
-    redis.call('ZREM', KEYS[4], unpack(held))
-    acked = acked + #held
+  if #ours > 0 then
+    redis.call('HDEL', KEYS[6], unpack(ours))
+    redis.call('HDEL', KEYS[5], unpack(ours))
+    redis.call('ZREM', KEYS[4], unpack(ours))
+    acked = acked + #ours
   end
 end
 
@@ -71,4 +71,4 @@ if acked > 0 then
     end
   end
 end
-return replies
+return lost

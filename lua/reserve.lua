@@ -26,16 +26,14 @@
 -- ARGV[4]  lease     us for which they are the caller's
 -- ARGV[5]  nonce     letters and digits that nobody can guess; the tokens are nonce, '.' and 1, 2, 3 ...
 --
--- Returns  {dropped, orphans, expired, left, now, next, topic, delivery,
---           {id, due, ...}, {body, ...}, {step, ...}, {attempts, ...}}
+-- Returns  {dropped, orphans, expired, left, now, next, topic, delivery, tickets, {id, ...}, {body, ...}}
 --                            jobs laid aside, since they came too late; ids dropped because they had no body; 1 if a
 --                            lease of the topic has run out, which is for requeue, else 0; 1 if more of the topic may
 --                            leave now, else 0; now (us); when to look at the first of all topics (us), which that is,
---                            and its delivery: -1, '' and '' if there is none; then the jobs, in the order of their
---                            tokens: the steps are empty if none has one, attempts (how often it was reserved before)
---                            if none was, and both hold nothing for a job without.
---                            Instead of {id, due, ...} comes 'id\ndue\n...', which is read much faster, if there is one
---                            and no id has a line break in it
+--                            and its delivery: -1, '' and '' if there is none; then the jobs, in the order in which
+--                            they leave: their tickets, with a line break between two, their ids and their bodies.
+--                            Instead of {id, ...} comes 'id\n...', which is read much faster, if there is one and no id
+--                            has a line break in it
 --          error WRONGTYPE   a key holds something else; nothing was moved
 --          error BADARG      an argument is unusable; nothing was moved
 --
@@ -142,8 +140,9 @@ local function read()
   return ids, dues, bodies, #ids == portion and bytes < BYTES
 end
 
-local lines, replied, steps_replied, attempts_replied = {}, {}, {}, {}
-local runs_out = now and string.format('%.0f', now + lease) -- as text, which is handed on faster than a number
+local all_tickets, all_ids, all_bodies = {}, {}, {}
+local runs_out = string.format('%.0f', now + lease) -- as text, which is handed on faster than a number
+local has_options = has_steps or has_firsts or has_graces or has_attempts
 local more = limit > 0 and first_due and first_due <= now
 while more do
   local ids, dues, bodies
@@ -179,15 +178,16 @@ while more do
       dropped = dropped + 1
     else
       moved = moved + 1
-      local before = tonumber(attempts[number] or 0) or 0
-      local place = #leases
+      local attempt, options, place = '1', ' - - -', #leases
+      if has_options then
+        attempt = (tonumber(attempts[number] or 0) or 0) + 1
+        options = ' ' .. (steps[number] or '-') .. ' ' .. (firsts[number] or '-') .. ' ' .. (grace or '-')
+      end
+      local ticket = nonce .. '.' .. moved .. ' ' .. attempt .. ' ' .. due .. options
       leases[place + 1], leases[place + 2] = runs_out, id
-      tickets[place + 1], tickets[place + 2] = id, nonce .. '.' .. moved .. ' ' .. before + 1 .. ' ' .. due .. ' '
-        .. (steps[number] or '-') .. ' ' .. (firsts[number] or '-') .. ' ' .. (grace or '-')
+      tickets[place + 1], tickets[place + 2] = id, ticket
       reserved[place + 1], reserved[place + 2] = id, body
-      lines[2 * moved - 1], lines[2 * moved] = id, due
-      replied[moved] = body
-      steps_replied[moved], attempts_replied[moved] = steps[number], attempts[number]
+      all_tickets[moved], all_ids[moved], all_bodies[moved] = ticket, id, body
     end
   end
   if #leases > 0 then
@@ -268,11 +268,11 @@ if place and (not other_due or place <= other_due) then
 elseif other_due then
   upcoming = {other_due, other, redis.call('HGET', KEYS[2], other) or ''}
 end
-local joined = table.concat(lines, '\n')
-if select(2, string.gsub(joined, '\n', '')) == #lines - 1 then
-  lines = joined
+local joined = table.concat(all_ids, '\n')
+if select(2, string.gsub(joined, '\n', '')) == #all_ids - 1 then
+  all_ids = joined
 end
 return {
   dropped, orphans, expired, left, now, upcoming[1], upcoming[2], upcoming[3],
-  lines, replied, has_steps and steps_replied or {}, has_attempts and attempts_replied or {},
+  table.concat(all_tickets, '\n'), all_ids, all_bodies,
 }
