@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
-from celery_delayq.job import Aside, Move, Moved, OnConflict, Origin, Put
+from celery_delayq.job import Aside, Move, Moved, OnConflict, Origin, Put, Reserved
 from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Contents, contents_of
@@ -40,13 +40,43 @@ class Job:
     step: int
     first: int | None
     grace: int | None
+    attempts: int = 0
+
+    def terms(self) -> bytes:
+        """As tickets and causes hold them."""
+        options = (self.step or None, self.first, self.grace)
+        words = [b"-" if option is None else b"%d" % option for option in options]
+        return b" ".join([b"%d %d" % (self.attempts, self.score), *words])
+
+
+@dataclass
+class Lease:
+    """One reserved job: its attempts count this one."""
+
+    job: Job
+    until: int
+    token: str
+
+
+@dataclass
+class Grave:
+    """One dead job."""
+
+    job: Job
+    died: int
+    reason: str
 
 
 @dataclass
 class Topic:
-    """What waits in one topic, and the last score given to a job of each due, while that matters."""
+    """What waits in one topic, and the last score given to a job of each due, while that matters; what is reserved, and
+    what is dead.
+    """
 
     jobs: dict[str, Job] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    graves: dict[str, Grave] = field(default_factory=dict)
+    way: Delivery | None = None
     ties: dict[int, int] = field(default_factory=dict)
     delivery: Delivery | None = None
 
@@ -103,6 +133,8 @@ class Model:
                 for name, topic in self.topics.items()
                 if topic.jobs and topic.delivery
             },
+            keys.expiries: encoded(self.expiries()),
+            keys.ways: {name.encode(): topic.way.dumps().encode() for name, topic in self.topics.items() if topic.way},
             **self.ready,
         }
         for name, topic in self.topics.items():
@@ -113,7 +145,28 @@ class Model:
             held[steps] = texts({id: job.step for id, job in topic.jobs.items() if job.step})
             held[firsts] = texts({id: job.first for id, job in topic.jobs.items() if job.first is not None})
             held[graces] = texts({id: job.grace for id, job in topic.jobs.items() if job.grace is not None})
+            attempts, leases, tickets, reserved = keys.of_leases(name)
+            held[attempts] = texts({id: job.attempts for id, job in topic.jobs.items() if job.attempts})
+            held[leases] = {id.encode(): lease.until for id, lease in topic.leases.items()}
+            held[tickets] = {
+                id.encode(): lease.token.encode() + b" " + lease.job.terms() for id, lease in topic.leases.items()
+            }
+            held[reserved] = {id.encode(): lease.job.body for id, lease in topic.leases.items()}
+            dead, letters, causes = keys.of_dead(name)
+            held[dead] = {id.encode(): grave.died for id, grave in topic.graves.items()}
+            held[letters] = {id.encode(): grave.job.body for id, grave in topic.graves.items()}
+            held[causes] = {
+                id.encode(): grave.job.terms() + b"\n" + grave.reason.encode() for id, grave in topic.graves.items()
+            }
         return {key.encode(): value for key, value in held.items() if value}
+
+    def expiries(self) -> dict[str, int]:
+        """When the first lease of each topic runs out."""
+        return {
+            name: min(lease.until for lease in topic.leases.values())
+            for name, topic in self.topics.items()
+            if topic.leases
+        }
 
     def tick(self, now: int) -> tuple[bool, list[tuple[int, str]], tuple[int, str] | None]:
         """Whether a job lies aside for anybody, the topics that are due, and the next one."""
@@ -144,6 +197,18 @@ class Model:
                     continue
                 if on_conflict is OnConflict.ERROR:
                     return None
+            lease = self.topics[put.topic].leases.get(id)
+            if (
+                taken is None
+                and lease is not None
+                and (
+                    (origin is Origin.RETRIED and lease.job.body == put.body)
+                    or (origin is Origin.RESTORED and (lease.job.body, lease.job.score) == (put.body, due))
+                )
+            ):
+                if origin is Origin.RESTORED:
+                    del batch[key]
+                continue
             first = None
             if origin is Origin.RESTORED:
                 first = put.max_wait_us
@@ -156,6 +221,7 @@ class Model:
         for put, job in writes:
             topic = self.topics[put.topic]
             topic.jobs.pop(str(put.id), None)
+            topic.leases.pop(str(put.id), None)
             if origin is not Origin.RESTORED:
                 job.score = topic.slot(job.score)
             topic.jobs[str(put.id)] = job
@@ -238,30 +304,146 @@ class Model:
         self, name: str, delivery: Delivery, limit: int, position: str, ceiling: int | None, now: int
     ) -> tuple[int, int, bool]:
         """How many moved, how many were dropped, and whether more may leave now."""
-        topic, hold, interval = self.topics[name], self.holds.get(name), self.rates.get(name)
         room = math.inf
         if ceiling is not None:
             room = max(ceiling - sum(len(self.ready.get(key, ())) for key in delivery.lists), 0)
+        taken, dropped, left = self._take(name, limit, room, now)
+        pushed: dict[str, list[bytes]] = {}
+        for _, job in taken:
+            key = [key for step, key in zip(delivery.steps, delivery.lists, strict=True) if step <= job.step][-1]
+            pushed.setdefault(key, []).append(job.body)
+        for key, bodies in pushed.items():
+            # Consumers pop the right end: those in front must come out first.
+            there = self.ready.get(key, [])
+            self.ready[key] = there + bodies[::-1] if position == "front" else bodies[::-1] + there
+        self._count("moved", name, len(taken))
+        return len(taken), dropped, left
+
+    def pull(self, name: str, limit: int, now: int) -> list[tuple[str, bytes]]:
+        """The ids and the bodies that come."""
+        taken, _, _ = self._take(name, limit, math.inf, now)
+        self._count("moved", name, len(taken))
+        return [(id, job.body) for id, job in taken]
+
+    def reserve(
+        self, name: str, limit: int, lease: int, nonce: str, max_attempts: int | None, backoff: int, now: int
+    ) -> tuple[list[Reserved], int, int, int]:
+        """The jobs, and how many were dropped, came back, and died."""
+        topic = self.topics[name]
+        expired = any(held.until <= now for held in topic.leases.values())
+        delivery = topic.delivery
+        taken, dropped, _ = self._take(name, limit, math.inf, now)
+        jobs = []
+        for number, (id, job) in enumerate(taken, start=1):
+            job.attempts += 1
+            topic.leases[id] = Lease(job, now + lease, f"{nonce}.{number}")
+            jobs.append(
+                Reserved(name, id.encode(), job.body, job.score, job.step, job.attempts, topic.leases[id].token)
+            )
+            topic.way = delivery
+        ended = self.requeue(name, min(limit, 250), max_attempts, backoff, now) if expired else (0, 0)
+        return jobs, dropped, *ended
+
+    def requeue(self, name: str, limit: int, max_attempts: int | None, backoff: int, now: int) -> tuple[int, int]:
+        """How many came back, and how many died."""
+        topic = self.topics[name]
+        expired = sorted((lease.until, id.encode(), id) for id, lease in topic.leases.items() if lease.until <= now)
+        ends = []
+        for _, _, id in expired[:limit]:
+            pause = min(backoff * 2 ** (topic.leases[id].job.attempts - 1), 60_000_000)
+            ends.append(self._end_lease(name, id, now + pause, max_attempts, "its lease ran out", now))
+        self._end_way(topic)
+        return ends.count("requeued"), ends.count("dead")
+
+    def release(
+        self, name: str, jobs: Sequence[Reserved], due: int, max_attempts: int | None, reason: str, now: int
+    ) -> list[bool]:
+        ours = []
+        for job in jobs:
+            ours.append(self._holds(job))
+            if ours[-1]:
+                self._end_lease(name, job.id.decode(), max(due, now), max_attempts, reason, now)
+        self._end_way(self.topics[name])
+        return ours
+
+    def ack(self, name: str, jobs: Sequence[Reserved]) -> list[bool]:
+        topic, ours = self.topics[name], []
+        for job in jobs:
+            ours.append(self._holds(job))
+            if ours[-1]:
+                del topic.leases[job.id.decode()]
+        self._count("moved", name, sum(ours))
+        if any(ours):
+            self._end_way(topic)
+        return ours
+
+    def extend(self, name: str, jobs: Sequence[Reserved], until: int) -> list[bool]:
+        ours = [self._holds(job) for job in jobs]
+        for job, is_ours in zip(jobs, ours, strict=True):
+            if is_ours:
+                self.topics[name].leases[job.id.decode()].until = until
+        return ours
+
+    def revive(self, name: str, ids: Sequence[str], now: int) -> list[bool]:
+        topic, revived = self.topics[name], []
+        for id in ids:
+            revived.append(id in topic.graves and id not in topic.jobs and id not in topic.leases)
+            if revived[-1]:
+                dead = topic.graves.pop(id).job
+                topic.jobs[id] = Job(topic.slot(now), dead.body, dead.step, dead.first, None)
+                topic.delivery = topic.delivery if len(topic.jobs) > 1 else topic.way
+        if any(revived):
+            self._end_way(topic)
+        return revived
+
+    def discard(self, name: str, ids: Sequence[str]) -> list[bool]:
+        topic = self.topics[name]
+        gone = [topic.graves.pop(id, None) is not None for id in ids]
+        self._end_way(topic)
+        return gone
+
+    def _holds(self, job: Reserved) -> bool:
+        lease = self.topics[job.topic].leases.get(job.id.decode())
+        return lease is not None and lease.token == job.token
+
+    def _end_lease(self, name: str, id: str, due: int, max_attempts: int | None, reason: str, now: int) -> str:
+        topic = self.topics[name]
+        job = topic.leases.pop(id).job
+        if max_attempts is not None and job.attempts >= max_attempts:
+            topic.graves[id] = Grave(job, now, reason)
+            self._count("dead", name, 1)
+            return "dead"
+        if job.grace is not None:
+            last = job.score + job.grace
+            due = min(due, last)
+            job.grace = last - due
+        job.score = topic.slot(due)
+        topic.delivery = topic.delivery if topic.jobs else topic.way
+        topic.jobs[id] = job
+        self._count("requeued", name, 1)
+        return "requeued"
+
+    def _end_way(self, topic: Topic) -> None:
+        """What is neither reserved nor dead needs no way back."""
+        if not topic.leases and not topic.graves:
+            topic.way = None
+
+    def _take(self, name: str, limit: int, room: float, now: int) -> tuple[list[tuple[str, Job]], int, bool]:
+        """What may leave now, how many were dropped since they came too late, and whether more may leave."""
+        topic, hold, interval = self.topics[name], self.holds.get(name), self.rates.get(name)
         if interval is not None:
             limit = min(limit, max(1, math.floor(SLICE / interval)))
         takes = 0 if hold is not None and hold > now else min(limit, room)
 
-        moved = dropped = 0
-        pushed: dict[str, list[bytes]] = {}
+        taken, dropped = [], 0
         for id, job in [item for item in topic.in_order() if item[1].score <= now][: int(min(takes, 1000))]:
             del topic.jobs[id]
             if job.grace is not None and job.score + job.grace < now:
                 self._lay_aside(f"late:{id}", job.body, now)
                 dropped += 1
             else:
-                key = [key for step, key in zip(delivery.steps, delivery.lists, strict=True) if step <= job.step][-1]
-                pushed.setdefault(key, []).append(job.body)
-                moved += 1
-        for key, bodies in pushed.items():
-            # Consumers pop the right end: those in front must come out first.
-            there = self.ready.get(key, [])
-            self.ready[key] = there + bodies[::-1] if position == "front" else bodies[::-1] + there
-        self._count("moved", name, moved)
+                taken.append((id, job))
+        moved = len(taken)
         self._count("dropped", name, dropped)
 
         head = topic.head()
@@ -277,7 +459,7 @@ class Model:
         if not overdue:
             topic.ties = {due: last for due, last in topic.ties.items() if last > now}
         self._tidy(name)
-        return moved, dropped, self.index().get(name, math.inf) <= now
+        return taken, dropped, self.index().get(name, math.inf) <= now
 
     def _lay_aside(self, name: str, body: bytes, until: int) -> None:
         self.aside[name], self.remains[name] = until, body
@@ -324,6 +506,7 @@ MOVES = st.fixed_dictionaries(
     {"pick": PICKS, "away": AWAY},
     optional={"relative": st.just(1), "if_due": st.booleans(), "if_body": BODIES},
 )
+ATTEMPTS = st.sampled_from([None, None, 1, 2, 3])
 INTERVALS = st.sampled_from([None, 1.0, 2_500.0, 10_000 / 3, 30_000.5, 1_000_000.0])
 
 
@@ -337,6 +520,8 @@ class Scripts(RuleBasedStateMachine):
         self.store.client.flushdb()
         self.model = Model()
         self.now = NOW
+        self.nonces = 0
+        self.held: list[Reserved] = []
 
     @rule(by=st.sampled_from([1, 5, 500, 2_000, 10_000, 60_000]))
     def time_passes(self, by: int) -> None:
@@ -456,6 +641,82 @@ class Scripts(RuleBasedStateMachine):
         elif then != "nothing":
             self.what_is_rare(name, then)
 
+    @rule(
+        name=TOPICS,
+        limit=st.sampled_from([1, 2, 1000, 1000]),
+        lease=st.sampled_from([1, 700, 30_000, 90_000]),
+        max_attempts=ATTEMPTS,
+        backoff=st.sampled_from([0, 300, 40_000]),
+    )
+    def reserve(self, name: str, limit: int, lease: int, max_attempts: int | None, backoff: int) -> None:
+        self.nonces += 1
+        nonce = f"n{self.nonces}"
+        expected = self.model.reserve(name, limit, lease, nonce, max_attempts, backoff, self.now)
+        done = self.store.reserve(
+            name, limit, lease, max_attempts=max_attempts, backoff_us=backoff, now_us=self.now, nonce=nonce
+        )
+
+        assert expected == (list(done.jobs), done.dropped, done.requeued, done.buried)
+        assert (done.orphans, done.now_us) == (0, self.now)
+        places = self.model.index()
+        first = min(places.values(), default=None)
+        assert first == (done.next and done.next.due_us)
+        assert done.next is None or places[done.next.topic] == first
+        assert done.left >= (places.get(name, math.inf) <= self.now)
+        self.held += done.jobs
+
+    def _held(self, name: str, picks: list[int]) -> list[Reserved]:
+        """Jobs that were reserved once; the last ones most often, whose leases may still hold."""
+        held = [job for job in self.held if job.topic == name]
+        return [held[-1 - pick % len(held)] for pick in picks] if held else []
+
+    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=4), wrong=st.sampled_from([False] * 7 + [True]))
+    def ack(self, name: str, picks: list[int], wrong: bool) -> None:
+        jobs = self._held(name, picks)
+        if wrong:
+            jobs = [job._replace(token=job.token[:-1]) for job in jobs]
+        assert self.model.ack(name, jobs) == self.store.ack(name, jobs)
+
+    @rule(
+        name=TOPICS,
+        picks=st.lists(PICKS, min_size=1, max_size=4),
+        away=AWAY,
+        max_attempts=ATTEMPTS,
+        reason=st.sampled_from(["", "two\nlines", "é"]),
+    )
+    def release(self, name: str, picks: list[int], away: int, max_attempts: int | None, reason: str) -> None:
+        jobs, due = self._held(name, picks), self.now + away
+        expected = self.model.release(name, jobs, due, max_attempts, reason, self.now) if jobs else []
+        assert expected == self.store.release(
+            name, jobs, at_us=due, max_attempts=max_attempts, reason=reason, now_us=self.now
+        )
+
+    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=2), lease=st.sampled_from([1, 5_000, 90_000]))
+    def extend(self, name: str, picks: list[int], lease: int) -> None:
+        jobs = self._held(name, picks)
+        expected = self.model.extend(name, jobs, self.now + lease)
+        assert expected == self.store.extend(name, jobs, lease, now_us=self.now)
+
+    @rule(name=TOPICS, limit=st.sampled_from([1, 100]), max_attempts=ATTEMPTS, backoff=st.sampled_from([0, 40_000]))
+    def requeue(self, name: str, limit: int, max_attempts: int | None, backoff: int) -> None:
+        expected = self.model.requeue(name, limit, max_attempts, backoff, self.now)
+        ended = self.store.requeue(name, limit, max_attempts=max_attempts, backoff_us=backoff, now_us=self.now)
+        assert sum(expected) == ended
+
+    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=3), revive=st.sampled_from([True, True, False]))
+    def what_becomes_of_the_dead(self, name: str, picks: list[int], revive: bool) -> None:
+        graves = sorted(self.model.topics[name].graves) or ["missing"]
+        ids = [graves[pick % len(graves)] for pick in picks]
+        if revive:
+            assert self.model.revive(name, ids, self.now) == self.store.revive(name, ids, now_us=self.now)
+        else:
+            assert self.model.discard(name, ids) == self.store.discard(name, ids)
+
+    @rule(name=TOPICS, limit=st.sampled_from([1, 2, 1000]))
+    def pull(self, name: str, limit: int) -> None:
+        expected = self.model.pull(name, limit, self.now)
+        assert expected == [(job.id.decode(), job.body) for job in self.store.pull(name, limit, now_us=self.now)]
+
     @rule(consumed=st.sampled_from(["q", "r", "e", "q\x06\x169"]), count=st.integers(1, 3))
     def consume(self, consumed: str, count: int) -> None:
         there = self.model.ready.get(consumed, [])
@@ -498,6 +759,7 @@ class Scripts(RuleBasedStateMachine):
         aside, due, later = self.model.tick(self.now)
         tick = self.store.tick(now_us=self.now)
         assert (aside, due) == (tick.aside, [(one.due_us, one.topic) for one in tick.due])
+        assert {name for name, until in self.model.expiries().items() if until <= self.now} == set(tick.expired)
         assert later == (tick.next and (tick.next.due_us, tick.next.topic))
         for one in (*tick.due, *([tick.next] if tick.next else ())):
             assert one.delivery == self.model.topics[one.topic].delivery
@@ -506,11 +768,14 @@ class Scripts(RuleBasedStateMachine):
     def a_page_shows_it(self, name: str) -> None:
         shown = [(job.id.decode(), job.due_us, job.body) for job in self.store.page(name).jobs]
         assert shown == [(id, job.score, job.body) for id, job in self.model.topics[name].in_order()]
+        graves = self.model.topics[name].graves.items()
+        dead = sorted((grave.died, id.encode(), grave.job.body, grave.job.attempts) for id, grave in graves)
+        assert dead == [(one.died_us, one.id, one.body, one.attempts) for one in self.store.dead(name).jobs]
 
 
 def test_redis_is_as_the_model_says(store: Store) -> None:
     """Thousands of random steps, the same ones in every run."""
-    machine = type("Scripts", (Scripts,), {"store": store})
+    machine = type("Scripts", (Scripts,), {"store": Store(store.client, store.keys, leases=True)})
     run_state_machine_as_test(
         machine,
         settings=settings(max_examples=80, stateful_step_count=50, derandomize=True, deadline=None),

@@ -9,7 +9,7 @@ from celery_delayq.errors import AlreadyScheduled, DelayQError
 from celery_delayq.job import OnConflict, Put
 from celery_delayq.store import Store
 
-from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, waiting
+from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, reserve, waiting
 
 
 def restore(store: Store, *jobs: Put, on_conflict: OnConflict = OnConflict.ERROR) -> int:
@@ -158,3 +158,34 @@ def test_a_full_redis_refuses_whole(store: Store, contents: Reader) -> None:
     with full(store), pytest.raises(Exception, match="maxmemory"):
         restore(store, *(job(str(number), number) for number in range(300)))
     assert contents() == before
+
+
+def test_what_is_reserved_already_is_there(leasing: Store, contents: Reader) -> None:
+    """A second import while the first one's jobs are handed over doubles none."""
+    restore(leasing, job("a", 5), job("b", 6))
+    jobs = reserve(leasing, after=9)
+    before = contents()
+
+    assert restore(leasing, job("a", 5), job("b", 6)) == 0
+    assert before == contents()
+    with full(leasing):
+        assert restore(leasing, job("a", 5)) == 0
+    assert leasing.ack("q", jobs) == [True, True]
+
+
+def test_what_is_restored_otherwise_than_it_is_reserved(leasing: Store, contents: Reader) -> None:
+    """A new job of its id: the lease on the old one is lost, and it counts from the beginning."""
+    restore(leasing, job("a", 5), job("b", 6), job("c", 7))
+    a, b, c = reserve(leasing, after=9)
+    leasing.release("q", [c], at_us=NOW + 20, now_us=NOW + 9)
+
+    restored = [job("a", 5, body=b"new"), job("b", 60), job("c", 7)]
+    assert restore(leasing, *restored, on_conflict=OnConflict.REPLACE) == 3
+
+    assert leasing.ack("q", [a, b]) == [False, False]
+    assert leasing.tick(now_us=NOW + 10**9).expired == ()
+    assert [(one.body, one.attempts) for one in reserve(leasing, after=60)] == [
+        (b"new", 1),
+        (b"body of c", 1),
+        (b"body of b", 1),
+    ]

@@ -13,10 +13,11 @@ from celery_delayq.keys import Keys
 def test_topics_never_meet(one: str, other: str) -> None:
     """Whatever their names hold, the keys of two topics differ, and those that belong to no topic from all of them."""
     keys = Keys("delayq")
-    mine, theirs = keys.of_topic(one), keys.of_topic(other)
+    mine, theirs = ([*keys.of_topic(topic), *keys.of_leases(topic), *keys.of_dead(topic)] for topic in (one, other))
     shared = {keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains}
+    shared |= {keys.beat, keys.expiries, keys.ways}
 
-    assert len({*mine, *shared, keys.journal(other)}) == 6 + 7 + 1
+    assert len({*mine, *shared, keys.journal(other)}) == 13 + 10 + 1
     assert one == other or not set(mine) & set(theirs)
 
 
@@ -25,7 +26,8 @@ def test_every_key_has_prefixes_and_hash_tag() -> None:
     keys = Keys("mine", "shop.", database=3, shard=2)
 
     everything = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
-    everything += [keys.journal("shift"), *keys.of_topic("q"), keys.wake]
+    everything += [keys.journal("shift"), *keys.of_topic("q"), keys.wake, keys.expiries, keys.ways]
+    everything += [*keys.of_leases("q"), *keys.of_dead("q")]
     assert all(key.startswith("shop.mine:{2}:") for key in everything)
     assert keys.ready("q") == "shop.q"
 
