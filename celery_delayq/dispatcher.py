@@ -24,6 +24,7 @@ from .delivery import Delivery
 from .errors import DelayQError
 from .fleet import Standing, farewell
 from .job import Upcoming
+from .observers import Observers
 from .store import Dispatched, Store
 from .subscription import Subscription
 
@@ -109,6 +110,7 @@ class Dispatcher:
         finish: called when a job lies aside for anybody to finish; returns at once.
         name: unlike those of all others of the fleet.
         chance: gives a number from 0 to 1; how standbys spread when the active one falls silent.
+        observers: are told of each dispatch.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Dispatcher:
         finish: Callable[[], None] | None = None,
         name: str | None = None,
         chance: Callable[[], float] = random,
+        observers: Observers | None = None,
     ) -> None:
         self._connect = connect
         self._batch_size = self._batch_limit = batch_size
@@ -129,6 +132,7 @@ class Dispatcher:
         self._position = position
         self._ceilings = ceilings or {}
         self._finish = finish
+        self._observers = observers or Observers()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._name = name or uuid4().hex
@@ -321,7 +325,8 @@ class Dispatcher:
         started = monotonic()
         try:
             ceiling = self._ceilings.get(topic)
-            done = store.dispatch(topic, delivery, self._batch_limit, self._position, ceiling, now_us=now_us)
+            question = self._observers.question()
+            done = store.dispatch(topic, delivery, self._batch_limit, self._position, ceiling, *question, now_us=now_us)
         except DelayQError as error:
             self.counts.errors += 1
             self._refused[topic] = started + REFUSED_PAUSE
@@ -342,6 +347,7 @@ class Dispatcher:
                 self._finish()
         if done.orphans:
             logger.warning("delayq dispatcher: %d ids of %r had no body and were dropped", done.orphans, topic)
+        self._observers.dispatched(topic, done)
         return done
 
     def _deadline(self, seen: float, now_us: int, upcoming: Upcoming | None) -> Deadline:

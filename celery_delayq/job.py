@@ -71,6 +71,17 @@ class Put:
         return str(self.at_us) if self.at_us is not None else f"+{max(self.in_us or 0, 0)}"
 
 
+class Tell(str, Enum):
+    """What a dispatch tells of the jobs that it has moved. Each of these costs something, so the default is nothing."""
+
+    #: How many they were.
+    NOTHING = ""
+    #: When each was due.
+    DUES = "dues"
+    #: Also which each was, and a part of its body.
+    JOBS = "jobs"
+
+
 class Moved(Enum):
     """What became of a move."""
 
@@ -305,3 +316,12 @@ class Load:
     orphans: int
     requeued: int
     buried: int
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing leaves until somebody says so."""
+        return self.held_us == float("inf")
+
+    def overdue_us(self, now_us: int) -> int:
+        """Since when the first of them is due; 0 if none is."""
+        return 0 if self.head_us is None else max(now_us - self.head_us, 0)

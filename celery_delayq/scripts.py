@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, Generic, NamedTuple, TypeVar
+from time import perf_counter
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -29,7 +30,11 @@ class Script:
         name: the verb, which is also the file's name.
         text: its source.
         sha: the hash by which Redis knows it.
+        timers: are called after each call of a script that was answered, with its name and how long (s) the caller
+            waited; not of one that was begun and read later. Of the whole process, as the scripts are.
     """
+
+    timers: ClassVar[tuple[Callable[[str, float], object], ...]] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -43,6 +48,19 @@ class Script:
             DelayQError: the script refused an argument, or a key holds a foreign type.
             redis.RedisError: anything that Redis or the connection says.
         """
+        if not Script.timers:
+            return self._call(client, keys, args)
+        begin = perf_counter()
+        reply = self._call(client, keys, args)
+        self.took(perf_counter() - begin)
+        return reply
+
+    def took(self, seconds: float) -> None:
+        """A call was answered after so long."""
+        for timer in Script.timers:
+            timer(self.name, seconds)
+
+    def _call(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Value]) -> Any:
         try:
             try:
                 return client.evalsha(self.sha, len(keys), *keys, *args)
@@ -88,6 +106,14 @@ class Prepared:
 
     def __call__(self, client: redis.Redis, args: Sequence[Value] | Packed) -> Any:
         """Run the script with the rest of its arguments; raises what :class:`Script` does."""
+        if not Script.timers:
+            return self._call(client, args)
+        begin = perf_counter()
+        reply = self._call(client, args)
+        self._script.took(perf_counter() - begin)
+        return reply
+
+    def _call(self, client: redis.Redis, args: Sequence[Value] | Packed) -> Any:
         try:
             return self._exchange(client, self._command(args))
         except NoScriptError:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any, Protocol
 
 import redis
@@ -16,7 +17,7 @@ import redis
 from .clock import SECOND_US
 from .delivery import Delivery
 from .errors import AlreadyScheduled, shortened
-from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Upcoming, Waiting
+from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Tell, Upcoming, Waiting
 from .keys import Keys
 from .leasing import Leasing, or_empty
 from .scripts import Begun, Packed, Prepared, Value, pack, packed, script
@@ -27,6 +28,9 @@ class Closable(Protocol):
 
     def close(self) -> None: ...
 
+
+#: Topics whose loads are read in one round trip.
+LOADS = 100
 
 #: A page ends after the portion of jobs that passes so many bytes, so that no reply is huge.
 PAGE_BYTES = 4 * 1024 * 1024
@@ -41,6 +45,8 @@ class Dispatched:
         left: whether more of the topic may leave now.
         now_us: Redis's clock.
         next: what is due next, of all topics.
+        dues_us: when each moved job was due, ascending; empty unless it was asked for.
+        jobs: the id of each moved job, and what was looked for in its body; empty unless it was asked for.
     """
 
     moved: int
@@ -49,6 +55,8 @@ class Dispatched:
     left: bool
     now_us: int
     next: Upcoming | None
+    dues_us: tuple[int, ...] = ()
+    jobs: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -307,22 +315,41 @@ class Store(Leasing):
         limit: int,
         position: str = "back",
         ceiling: int | None = None,
+        tell: Tell = Tell.NOTHING,
+        pattern: bytes = b"",
         *,
         now_us: int | None = None,
     ) -> Dispatched:
-        """Move at most *limit* due jobs of *topic* to its ready lists, and none beyond *ceiling* ready messages."""
-        reply = self._dispatch(topic, delivery, limit, position, ceiling, now_us)(self.client, ())
-        moved, dropped, orphans, left, now, *upcoming = reply
-        return Dispatched(moved, dropped, orphans, bool(left), now, Upcoming.read(*upcoming))
+        """Move at most *limit* due jobs of *topic* to its ready lists, and none beyond *ceiling* ready messages.
+
+        Args:
+            tell: what to tell of the moved jobs, beyond how many they were.
+            pattern: a Lua pattern; with ``Tell.JOBS``, tell what it finds in each body.
+        """
+        question = (tell.value, pattern) if tell else ()
+        reply = self._dispatch(topic, delivery, limit, position, ceiling, now_us, *question)(self.client, ())
+        moved, dropped, orphans, left, now, next_us, next_topic, next_delivery, *told = reply
+        done = Dispatched(moved, dropped, orphans, bool(left), now, Upcoming.read(next_us, next_topic, next_delivery))
+        if not told:
+            return done
+        dues, *jobs = told
+        return replace(done, dues_us=tuple(map(int, dues.split())), jobs=tuple(zip(*jobs, strict=True)))
 
     def _prepare_dispatch(
-        self, topic: str, delivery: Delivery, limit: int, position: str, ceiling: int | None, now_us: int | None
+        self,
+        topic: str,
+        delivery: Delivery,
+        limit: int,
+        position: str,
+        ceiling: int | None,
+        now_us: int | None,
+        *question: str | bytes,
     ) -> Prepared:
         keys = self.keys
         names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
         names += [*keys.of_topic(topic), *delivery.lists, *([keys.attempts(topic)] if self._leases else [])]
         args = [or_empty(now_us), topic, limit, position, or_empty(delivery.expires_ms), or_empty(ceiling)]
-        return Prepared(script("dispatch"), names, [*args, *delivery.steps])
+        return Prepared(script("dispatch"), names, [*args, *delivery.steps, *question])
 
     def tick(self, limit: int = 100, *, beat: str = "", now_us: int | None = None) -> Tick:
         """Say which topics have due jobs, *limit* at most, and when to look again.
@@ -413,6 +440,19 @@ class Store(Leasing):
             if held:
                 yield topic, held
 
+    def read(self, topic: str, ids: Sequence[str | bytes]) -> list[Waiting | None]:
+        """What waits under each of *ids*, with its body and its due time and no more; None: nothing does."""
+        if not ids:
+            return []
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zmscore(self.keys.schedule(topic), list(ids)).hmget(self.keys.jobs(topic), list(ids))
+            scores, bodies = pipe.execute()
+        names = [id if isinstance(id, bytes) else id.encode(errors="surrogateescape") for id in ids]
+        return [
+            None if score is None else Waiting(topic, name, int(score), body)
+            for name, score, body in zip(names, scores, bodies, strict=True)
+        ]
+
     def page(
         self,
         topic: str,
@@ -468,20 +508,25 @@ class Store(Leasing):
         """Redis's clock (us), and what the topics named hold and have done."""
         now_us = self.now_us()
         counters = ("moved", "cancelled", "dropped", "orphans", "requeued", "dead")
-        loads = {}
-        for topic, delivery in deliveries.items():
+        loads: dict[str, Load] = {}
+        ways = iter(deliveries.items())
+        while some := list(islice(ways, LOADS)):
             with self._redis.pipeline(transaction=False) as pipe:
-                schedule = self.keys.schedule(topic)
-                pipe.zcard(schedule).zcount(schedule, "-inf", now_us).zrange(schedule, 0, 0, withscores=True)
-                pipe.zscore(self.keys.holds, topic)
-                pipe.hmget(self.keys.totals, [f"{counter}:{topic}" for counter in counters])
-                pipe.zcard(self.keys.leases(topic)).zcard(self.keys.dead(topic))
-                for ready in delivery.lists:
-                    pipe.llen(ready)
-                waiting, due, head, held_us, totals, reserved, dead, *ready_lengths = pipe.execute()
-            head_us = int(head[0][1]) if head else None
-            counts = (int(total or 0) for total in totals)
-            loads[topic] = Load(waiting, due, head_us, held_us, sum(ready_lengths), reserved, dead, *counts)
+                for topic, delivery in some:
+                    schedule = self.keys.schedule(topic)
+                    pipe.zcard(schedule).zcount(schedule, "-inf", now_us).zrange(schedule, 0, 0, withscores=True)
+                    pipe.zscore(self.keys.holds, topic)
+                    pipe.hmget(self.keys.totals, [f"{counter}:{topic}" for counter in counters])
+                    pipe.zcard(self.keys.leases(topic)).zcard(self.keys.dead(topic))
+                    for ready in delivery.lists:
+                        pipe.llen(ready)
+                replies = iter(pipe.execute())
+            for topic, delivery in some:
+                waiting, due, head, held_us, totals, reserved, dead = islice(replies, 7)
+                ready_length = sum(islice(replies, len(delivery.lists)))
+                head_us = int(head[0][1]) if head else None
+                counts = (int(total or 0) for total in totals)
+                loads[topic] = Load(waiting, due, head_us, held_us, ready_length, reserved, dead, *counts)
         return now_us, loads
 
 

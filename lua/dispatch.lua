@@ -24,11 +24,16 @@
 -- ARGV[5]  expires   ms that every ready list lives from now on; '' for ever
 -- ARGV[6]  ceiling   move nothing while so many are ready, and no more than fit; '' for no such limit
 -- ARGV[7]  step      of KEYS[14]; and one more for each further ready list, ascending
+-- then, if more is to be told than how many jobs moved, two:
+--          tell      'dues': when each was due; 'jobs': also which it was
+--          pattern   with 'jobs', tell what this Lua pattern finds in each body
 --
 -- Returns  {moved, dropped, orphans, left, now, next, topic, delivery}
 --                            jobs moved; jobs laid aside, since they came too late; ids dropped because they had no
 --                            body; 1 if more of the topic may leave now, else 0; now (us); and when to look at the
 --                            first of all topics (us), which that is, and its delivery: -1, '' and '' if there is none
+--          {..., dues}       if asked to tell: when each moved job was due (us), as one text with spaces between them
+--          {..., ids, found} with 'jobs': two lists, the ids, and what was found in the bodies, '' for nothing
 --          error WRONGTYPE   a key holds something else; nothing was moved
 --          error BADARG      an argument is unusable; nothing was moved
 --
@@ -45,31 +50,36 @@ local PORTION, BYTES = 100, 8 * 1024 * 1024
 local SLICE, SLACK, FULL_PAUSE = 10000, 100000, 50000
 
 local now, topic, limit, position, expires = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local ceiling = tonumber(ARGV[6])
-local last_list = #ARGV + 7 -- the number of its key
+local ceiling, tell, pattern = tonumber(ARGV[6]), nil, nil
+if #ARGV + 7 > #KEYS then -- as many as there are steps, with or without the last key, and two more
+  tell, pattern = ARGV[#ARGV - 1], ARGV[#ARGV]
+end
+local last_list = #ARGV + 7 - (tell and 2 or 0) -- the number of its key
 local attempts = KEYS[last_list + 1]
 
 if not limit or limit < 1 or limit % 1 ~= 0 or (position ~= 'back' and position ~= 'front')
   or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0))
   or last_list < 14 or (#KEYS ~= last_list and #KEYS ~= last_list + 1)
+  or (tell and tell ~= 'dues' and tell ~= 'jobs')
   or (ARGV[5] ~= '' and not (expires and expires >= 1 and expires % 1 == 0 and expires < 2 ^ 53))
   or (ARGV[6] ~= '' and not (ceiling and ceiling >= 0 and ceiling % 1 == 0)) then
   return redis.error_reply(
-    'BADARG needs whole numbers, a limit and an expiry of 1 or more, back or front, and a step for each ready list')
+    'BADARG needs whole numbers, a limit and an expiry of 1 or more, back or front, a step for each ready list, '
+    .. 'and dues or jobs to tell')
 end
 
 local moved, dropped, orphans, taken, bytes, counted, portion = 0, 0, 0, 0, 0, 0, 0
 local alone, has_ties, has_steps, has_firsts, has_graces = false, false, false, false, false
-local ids, dues, bodies, heads, delivery, hold, interval, due, due_text
+local ids, dues, bodies, heads, delivery, hold, interval, due, due_text -- dues as text: most often nobody reads them
 
 local function read()
   portion = math.min(PORTION, limit - taken)
-  if has_graces then
+  if has_graces or tell then
     local found = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now, 'WITHSCORES', 'LIMIT', 0, portion)
     ids, dues = {}, {}
     for number = 1, #found, 2 do
       ids[#ids + 1] = found[number]
-      dues[#dues + 1] = tonumber(found[number + 1])
+      dues[#dues + 1] = found[number + 1]
     end
   else
     ids = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now, 'LIMIT', 0, portion)
@@ -136,7 +146,7 @@ local function judge()
   local after = tonumber(first[4] or nil)
   alone = limit == 1 or not after or after > now
   if alone then
-    ids, dues, due, due_text = {first[1]}, {due}, after, first[4]
+    ids, dues, due, due_text = {first[1]}, {due_text}, after, first[4]
     bodies = {redis.call('HGET', KEYS[9], first[1])}
   else
     read()
@@ -190,6 +200,21 @@ local function push(key, queued)
   end
 end
 
+-- What of the moved jobs is told: their dues as one text, since a thousand numbers take longer to read.
+local told_dues, told_ids, told_parts, remember
+if tell then
+  told_dues, told_ids, told_parts = {}, {}, {}
+  remember = function(number)
+    told_dues[#told_dues + 1] = dues[number]
+    if tell == 'jobs' then
+      -- pcall: a pattern that is none must not stop what has left already.
+      local known, part = pcall(string.match, bodies[number], pattern)
+      told_ids[#told_ids + 1] = ids[number]
+      told_parts[#told_parts + 1] = known and type(part) == 'string' and part or ''
+    end
+  end
+end
+
 while #ids > 0 do
   local steps = has_steps and redis.call('HMGET', KEYS[11], unpack(ids))
   local graces = has_graces and redis.call('HMGET', KEYS[13], unpack(ids))
@@ -218,7 +243,8 @@ while #ids > 0 do
     if not body then
       orphans = orphans + 1
       queued = nil
-    elseif graces and graces[number] and dues[number] + (tonumber(graces[number]) or math.huge) < now then
+    elseif graces and graces[number]
+      and tonumber(dues[number]) + (tonumber(graces[number]) or math.huge) < now then
       redis.call('HSET', KEYS[7], 'late:' .. ids[number], body)
       redis.call('ZADD', KEYS[6], now, 'late:' .. ids[number])
       dropped = dropped + 1
@@ -230,6 +256,9 @@ while #ids > 0 do
       queued[#queued + 1] = body
       bytes = bytes + #body
       moved = moved + 1
+      if tell then
+        remember(number)
+      end
     end
   end
   for key, queued in pairs(lists) do
@@ -312,9 +341,14 @@ local other, other_due = heads[1], tonumber(heads[2] or nil)
 if other == topic then
   other, other_due = heads[3], tonumber(heads[4] or nil)
 end
-if place and (not other_due or place <= other_due) then
-  return {moved, dropped, orphans, left, now, place, topic, delivery or ''}
-elseif other_due then
-  return {moved, dropped, orphans, left, now, other_due, other, redis.call('HGET', KEYS[2], other) or ''}
+if not place or (other_due and place > other_due) then
+  topic, place = other or '', other_due
+  delivery = place and redis.call('HGET', KEYS[2], topic)
 end
-return {moved, dropped, orphans, left, now, -1, '', ''}
+if not tell then
+  return {moved, dropped, orphans, left, now, place or -1, place and topic or '', delivery or ''}
+end
+return {
+  moved, dropped, orphans, left, now, place or -1, place and topic or '', delivery or '',
+  table.concat(told_dues, ' '), tell == 'jobs' and told_ids or nil, tell == 'jobs' and told_parts or nil,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_delayq.delivery import Delivery
-from celery_delayq.job import Aside, OnConflict
+from celery_delayq.job import Aside, OnConflict, Tell
 from celery_delayq.store import Dispatched, Store, Upcoming
 
 from .conftest import NOW, QUEUE, Reader, full, index, job, popped, put, totals, waiting
@@ -469,3 +469,44 @@ def test_a_script_that_redis_forgot_is_loaded_again(store: Store) -> None:
 
     assert store.dispatch("q", QUEUE, 10, now_us=NOW + 9).moved == 0
     assert store.dispatch("q", QUEUE, 10, now_us=NOW + 1_000_009).moved == 1
+
+
+def test_it_tells_when_each_moved_job_was_due(store: Store) -> None:
+    """Only if asked, exact, in due order over all portions; of what was dropped or had no body, nothing."""
+    put(store, job("late", 0, grace_us=5), job("gone", 1), *(job(f"{number:03}", 2 + number) for number in range(250)))
+    store.client.hdel(store.keys.jobs("q"), "gone")
+
+    done = store.dispatch("q", QUEUE, 1000, tell=Tell.DUES, now_us=NOW + 900)
+
+    assert (done.moved, done.dropped, done.orphans, done.jobs) == (250, 1, 1, ())
+    assert tuple(NOW + 2 + number for number in range(250)) == done.dues_us
+
+
+def test_it_tells_which_jobs_moved_and_a_part_of_each(store: Store) -> None:
+    """What the pattern finds in a body, nothing if it finds nothing; ids are any bytes."""
+    put(
+        store,
+        job(b"\xff\n ", 1, body=b'{"task": "shop.\xc3\xa9", "body": "\x00"}'),
+        job("b", 2, body=b"none"),
+        job("c", 900, step=3, body=b'"task": "x"'),
+    )
+    ask = {"tell": Tell.JOBS, "pattern": b'"task": "([^"]*)"'}
+
+    done = store.dispatch("q", QUEUE, 1000, now_us=NOW + 9, **ask)
+    assert (done.dues_us, done.jobs) == ((NOW + 1, NOW + 2), ((b"\xff\n ", b"shop.\xc3\xa9"), (b"b", b"")))
+    done = store.dispatch("q", QUEUE, 1000, now_us=NOW + 900, **ask)  # alone
+    assert (done.dues_us, done.jobs) == ((NOW + 900,), ((b"c", b"x"),))
+    done = store.dispatch("q", QUEUE, 1000, now_us=NOW + 900, **ask)  # none
+    assert (done.moved, done.dues_us, done.jobs) == (0, (), ())
+
+
+@pytest.mark.parametrize("pattern", [b"%", b"(", b"[a", b"()", b""])
+def test_a_pattern_that_is_none_stops_nobody(store: Store, pattern: bytes) -> None:
+    """By then jobs have left: they are handed over, counted and told, without a part."""
+    put(store, job("a", 1), job("b", 2))
+
+    done = store.dispatch("q", QUEUE, 1000, tell=Tell.JOBS, pattern=pattern, now_us=NOW + 9)
+
+    assert (done.moved, done.jobs) == (2, ((b"a", b""), (b"b", b"")))
+    assert popped(store) == [b"body of a", b"body of b"]
+    assert totals(store) == {"moved:q": 2}

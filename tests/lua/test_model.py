@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
-from celery_delayq.job import Aside, Move, Moved, OnConflict, Origin, Put, Reserved
+from celery_delayq.job import Aside, Move, Moved, OnConflict, Origin, Put, Reserved, Tell
 from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Contents, contents_of
@@ -302,8 +302,8 @@ class Model:
 
     def dispatch(
         self, name: str, delivery: Delivery, limit: int, position: str, ceiling: int | None, now: int
-    ) -> tuple[int, int, bool]:
-        """How many moved, how many were dropped, and whether more may leave now."""
+    ) -> tuple[list[tuple[str, Job]], int, bool]:
+        """What moved, how many were dropped, and whether more may leave now."""
         room = math.inf
         if ceiling is not None:
             room = max(ceiling - sum(len(self.ready.get(key, ())) for key in delivery.lists), 0)
@@ -317,7 +317,7 @@ class Model:
             there = self.ready.get(key, [])
             self.ready[key] = there + bodies[::-1] if position == "front" else bodies[::-1] + there
         self._count("moved", name, len(taken))
-        return len(taken), dropped, left
+        return taken, dropped, left
 
     def pull(self, name: str, limit: int, now: int) -> list[tuple[str, bytes]]:
         """The ids and the bodies that come."""
@@ -592,13 +592,16 @@ class Scripts(RuleBasedStateMachine):
         limit=st.sampled_from([1, 2, 1000, 1000]),
         position=st.sampled_from(["back", "front"]),
         ceiling=st.sampled_from([None, None, 1, 2, 5]),
+        tell=st.sampled_from(Tell),
     )
-    def dispatch(self, name: str, limit: int, position: str, ceiling: int | None) -> None:
+    def dispatch(self, name: str, limit: int, position: str, ceiling: int | None, tell: Tell = Tell.NOTHING) -> None:
         delivery = self.model.topics[name].delivery or DELIVERIES[name]
-        expected = self.model.dispatch(name, delivery, limit, position, ceiling, self.now)
-        done = self.store.dispatch(name, delivery, limit, position, ceiling, now_us=self.now)
+        told, *expected = self.model.dispatch(name, delivery, limit, position, ceiling, self.now)
+        done = self.store.dispatch(name, delivery, limit, position, ceiling, tell, b".*", now_us=self.now)
 
-        assert expected == (done.moved, done.dropped, done.left)
+        assert [len(told), *expected] == [done.moved, done.dropped, done.left]
+        assert done.dues_us == (() if tell is Tell.NOTHING else tuple(job.score for _, job in told))
+        assert done.jobs == (tuple((id.encode(), job.body) for id, job in told) if tell is Tell.JOBS else ())
         assert (done.orphans, done.now_us) == (0, self.now)
         places = self.model.index()
         first = min(places.values(), default=None)

@@ -135,6 +135,8 @@ CALLS = {
             (60_000, (*NO_NUMBER, "0", "-1", "1e300")),
             (50, (*NO_NUMBER, "-1")),
             *((step, ("", "high") if step else ANY) for step in QUEUE.steps),
+            ("jobs", ("", "all", "due")),
+            ("body", ANY),
         ],
     ),
     "tick": Call(
