@@ -7,22 +7,25 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from celery import Task, current_app
 from celery.canvas import Signature, group
 from celery.signals import task_received
 from click import Option
 
-from . import broker, bulk, revoking
+from . import broker, bulk, revoking, tracing
 from .bootstep import DispatcherStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .errors import ImproperlyConfigured
+from .events import Events, rank_states
 from .finisher import Finisher
 from .job import OnConflict
-from .message import restore_eta
+from .message import TASK_PATTERN, restore_eta
+from .observers import Observers
 from .publishing import Publishing
 from .settings import Settings
 from .store import Store
@@ -65,7 +68,9 @@ class DelayQ(Control):
         self.app = app
         if getattr(app, "delayq", None) is None:
             app.delayq = self
+            rank_states()
             task_received.connect(restore_eta)  # of all apps of the process; it finds what has waited
+            tracing.join()
             app.steps["worker"].add(DispatcherStep)
             app.user_options["worker"].add(
                 Option(
@@ -89,7 +94,12 @@ class DelayQ(Control):
     @cached_property
     def publishing(self) -> Publishing:
         """The joint with the app's publishing."""
-        return Publishing(self.app, lambda: self.settings)
+        return Publishing(self.app, lambda: self.settings, self.events)
+
+    @cached_property
+    def events(self) -> Events:
+        """Tells of what waits by Celery's events, where they are on."""
+        return Events(self.app)
 
     def apply_at(
         self,
@@ -244,14 +254,27 @@ class DelayQ(Control):
         # Here, in the main thread: a child that is forked at the wrong moment must not inherit a lock of the app's that
         # the dispatcher's thread holds.
         connection = self._connection()
-        return Dispatcher(
+        dispatcher = Dispatcher(
             lambda: broker.connect(connection.clone(), settings.prefix),
             batch_size=settings.batch_size,
             max_poll_interval=settings.max_poll_interval,
             position=settings.ready_position,
             ceilings=settings.ready_limit,
             finish=self.finisher.begin,
+            observers=self.observers,
         )
+        self.dispatchers.add(dispatcher)
+        return dispatcher
+
+    @cached_property
+    def dispatchers(self) -> WeakSet[Dispatcher]:
+        """Those of this process, running or not."""
+        return WeakSet()
+
+    @cached_property
+    def observers(self) -> Observers:
+        """Who is told of what they do."""
+        return Observers(TASK_PATTERN)
 
     @cached_property
     def finisher(self) -> Finisher:

@@ -7,11 +7,13 @@ until the put has succeeded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from functools import partial
 from types import CellType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from . import broker
+from .events import Events
 from .job import OnConflict, Put
 
 #: A batch is full with the message that passes so many bytes: Redis does nothing else while it stores one.
@@ -40,14 +42,18 @@ class Batch:
         prefix: the setting ``delayq_prefix``.
         size: how many puts a call takes; a message that goes to several queues is not torn apart.
         retry, policy: whether and how to retry, where a message does not say.
+        events: tells of the tasks that were stored.
     """
 
-    def __init__(self, producer: Any, prefix: str, size: int, retry: bool, policy: Mapping[str, Any]) -> None:
+    def __init__(
+        self, producer: Any, prefix: str, size: int, retry: bool, policy: Mapping[str, Any], events: Events
+    ) -> None:
         self._producer = producer
         self._prefix = prefix
         self._size = size
         self._retry = retry
         self._policy = policy
+        self._events = events
         #: The producer of the message that was gathered last.
         self.last: Any = None
         self._senders: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -62,6 +68,8 @@ class Batch:
         self._bytes = 0
         self._entities: dict[Any, None] = {}
         self._after: list[Action] = []
+        #: What is to be told of the tasks that are here: the fields of their events.
+        self.scheduled: list[dict[str, Any]] = []
 
     def terms_of(
         self, on_conflict: OnConflict, retry: bool | None = None, policy: Mapping[str, Any] | None = None
@@ -87,12 +95,15 @@ class Batch:
             sender = self._senders[stock] = _waiting(stock, self._pending)
         count = len(self._puts)
         self._pending.clear()
-        answer = sender(*args, **options)
+        # Who listens to a publish may set context variables at its begin and reset them at its end, as OpenTelemetry
+        # does. Here many have begun before the first ends: each in a context of its own.
+        context = copy_context()
+        answer = context.run(sender, *args, **options)
         if len(self._puts) > count:
-            self._after += self._pending
+            self._after += [partial(context.run, action) for action in self._pending]
         else:  # Kombu has sent it, at once
             for action in self._pending:
-                action()
+                context.run(action)
         return answer
 
     def add(self, puts: Iterable[Put], entities: Iterable[Any] = ()) -> None:
@@ -109,23 +120,27 @@ class Batch:
             AlreadyScheduled: *on_conflict* is "error", and an id waits already or was added twice. Nothing is stored.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
         """
-        terms, puts, entities, after = self.terms, self._puts, self._entities, self._after
+        terms, puts, entities = self.terms, self._puts, self._entities
+        after, scheduled = self._after, self.scheduled
         self._begin()
         if not puts:
             return
         producer = self._producer
 
-        def put() -> None:
+        def put() -> int:
             channel = producer.channel  # a new one, after a connection was lost
             broker.declare(producer, channel, entities)
-            broker.put(channel, self._prefix, puts, terms.on_conflict)
+            return broker.put(channel, self._prefix, puts, terms.on_conflict)
 
         with producer.connection._reraise_as_library_errors():
             if terms.retry:
                 put = producer.connection.ensure(producer, put, **terms.policy)
-            put()
+            count = put()
         for action in after:
             action()
+        # Of some that were kept nobody knows which, and none is told rather than one that was not stored.
+        if scheduled and (count == len(puts) or terms.on_conflict is not OnConflict.KEEP):
+            self._events.scheduled(scheduled, producer)
 
 
 def waits(function: object) -> bool:

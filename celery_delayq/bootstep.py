@@ -9,6 +9,7 @@ from celery.worker.control import inspect_command
 
 from .clock import SECOND_US, from_us
 from .dispatcher import Dispatcher
+from .events import Dispatches
 
 
 class DispatcherStep(bootsteps.StartStopStep):
@@ -35,16 +36,26 @@ class DispatcherStep(bootsteps.StartStopStep):
     def create(self, worker: Any) -> Dispatcher:
         dispatcher: Dispatcher = worker.app.delayq.dispatcher()
         worker.delayq_dispatcher = dispatcher
+        self._dispatches = Dispatches(worker.app, worker.hostname, lambda: _sends_task_events(worker))
+        worker.app.delayq.observers.add(self._dispatches)
         return dispatcher
 
     def stop(self, worker: Any) -> None:
         super().stop(worker)
         worker.app.delayq.finisher.stop()
+        worker.app.delayq.observers.remove(self._dispatches)
+        self._dispatches.stop()
 
     terminate = stop
 
     def info(self, worker: Any) -> dict[str, Any]:
         return {"delayq": vars(self.obj.counts)} if self.obj else {}
+
+
+def _sends_task_events(worker: Any) -> bool:
+    """Whether *worker* sends events of tasks at this moment: ``-E``, and what remote control made of it."""
+    dispatcher = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
+    return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
 
 
 @inspect_command(name="delayq")  # type: ignore[untyped-decorator]  # Celery's

@@ -80,8 +80,8 @@ def _delivery(channel: Channel, link: _Link, queue: str) -> Delivery:
     return delivery
 
 
-def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict) -> None:
-    """Store *jobs* of this channel's queues; raises what :meth:`~celery_delayq.store.Store.put` does.
+def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict) -> int:
+    """Store *jobs* of this channel's queues; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
 
     "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish, sent
     again by Kombu or by redis-py.
@@ -92,7 +92,7 @@ def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConfl
     link = _link(channel, prefix)
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
-        link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED)
+        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED)
     except OutOfMemoryError as error:
         raise _full(error) from error
 

@@ -44,7 +44,8 @@ def gathered(app: Celery, prefix: str, size: int = BATCH_SIZE) -> Iterator[Any]:
     """
     conf = app.conf
     with app.producer_or_acquire() as producer:
-        batch = Batch(producer, prefix, size, conf.task_publish_retry, conf.task_publish_retry_policy)
+        policy = conf.task_publish_retry_policy
+        batch = Batch(producer, prefix, size, conf.task_publish_retry, policy, app.delayq.events)
         yield gathering(producer, batch)
         batch.store()
 

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 from .clock import SECOND_US, checked_due_us, is_number, moment_of
 from .errors import shortened
+from .events import Events
 from .inspection import Inspection, checked_ids
 from .job import Aside, Move, Moved, Place, Waiting
 from .scheduled import Filter, ScheduledTask
+from .store import Store
 
 #: Tasks that lie aside at once while their end is told, and for how long (us) they are ours. Should we die meanwhile, a
 #: worker tells it after that.
@@ -41,6 +43,15 @@ class Control(Inspection):
         """Who tells that a task was taken back."""
         raise NotImplementedError
 
+    @property
+    def events(self) -> Events:
+        """Who tells what was changed."""
+        raise NotImplementedError
+
+    def _seen(self, store: Store, queue: str, ids: Sequence[str | bytes]) -> Sequence[Waiting | None]:
+        """What waits under *ids* before it is changed, if that is to be told; else nothing."""
+        return store.read(queue, ids) if self.events.wanted else ()
+
     def cancel(self, *task_ids: str, mark: bool = True) -> int:
         """Take back waiting tasks, in whatever queues they are.
 
@@ -60,10 +71,14 @@ class Control(Inspection):
         for start in range(0, len(wanted), size):
             with self._store() as store:
                 gone: set[str | bytes] = set()
+                seen: list[Waiting] = []
                 for queue, ids in store.where(wanted[start : start + size]):
+                    before = self._seen(store, queue, ids)
                     deleted = store.delete(queue, ids, lease_us=LEASE_US if mark else None)
                     gone.update(id for id, won in zip(ids, deleted, strict=True) if won)
+                    seen += [job for job, won in zip(before, deleted, strict=False) if job and won]
                 jobs = store.revoked(sorted(gone, key=str)) if mark else []
+            self.events.unscheduled(seen)
             self._tell(jobs)
             cancelled |= gone
         return len(cancelled)
@@ -131,6 +146,7 @@ class Control(Inspection):
             with self._store() as store:
                 won = store.delete(some[0].topic, ids, bodies=bodies, lease_us=LEASE_US if mark else None)
             gone = [job for job, mine in zip(some, won, strict=True) if mine]
+            self.events.unscheduled(gone)
             if mark:
                 self._tell([Aside.of("revoked", job.id, job.body or b"") for job in gone])
             deleted += len(gone)
@@ -168,10 +184,15 @@ class Control(Inspection):
         """Move tasks in whatever queues they are; return how many ids that were."""
         moved: set[str | bytes] = set()
         for start in range(0, len(ids), BATCH):
+            seen: list[tuple[Waiting, Move]] = []
             with self._store() as store:
                 for queue, held in store.where(ids[start : start + BATCH]):
-                    words = store.move(queue, [move_of(id) for id in held])
+                    before, moves = self._seen(store, queue, held), [move_of(id) for id in held]
+                    words = store.move(queue, moves)
                     moved.update(id for id, word in zip(held, words, strict=True) if word is Moved.OK)
+                    both = zip(before, moves, words, strict=False)
+                    seen += [(job, move) for job, move, word in both if job and word is Moved.OK]
+            self.events.rescheduled(seen)
         return len(moved)
 
     def shift_where(
@@ -215,6 +236,8 @@ class Control(Inspection):
                 come_to = (operation, _write_place(meant[-1].place), JOURNAL_MS)
                 with self._store() as store:
                     words = store.move(meant[0].topic, moves, progress=come_to)
+                both = zip(meant, moves, words, strict=True)
+                self.events.rescheduled([(job, move) for job, move, word in both if word is Moved.OK])
                 shifted += words.count(Moved.OK)
             else:
                 shifted += len(meant)

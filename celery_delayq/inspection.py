@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from .clock import from_us, moment_of, to_us
 from .delivery import Delivery
 from .errors import shortened
-from .job import Page, Place, Waiting
+from .job import Load, Page, Place, Waiting
 from .scheduled import Filter, QueueStats, ScheduledTask
 from .store import Store
 
@@ -124,17 +124,20 @@ class Inspection:
             for number, begin in enumerate(begins)
         ]
 
-    def stats(self) -> dict[str, QueueStats]:
-        """What each queue holds and has done: those of which a task waits or has ever waited, and the paused ones."""
-        with self._store() as store:
-            queues = {*store.topics(), *store.paused(), *store.counted()}
-            now_us, loads = store.loads(self._deliveries(queues))
+    def stats(self, *queues: str, limit: int | None = None) -> dict[str, QueueStats]:
+        """What each queue holds and has done: those of which a task waits or has ever waited, and the paused ones.
+
+        Args:
+            queues: of these only.
+            limit: of so many at most, the first by name.
+        """
+        now_us, loads = self._loads(queues, limit)
         return {
             queue: QueueStats(
                 waiting=load.waiting,
                 due=load.due,
-                overdue=timedelta(microseconds=max(now_us - (now_us if load.head_us is None else load.head_us), 0)),
-                paused=load.held_us == float("inf"),
+                overdue=timedelta(microseconds=load.overdue_us(now_us)),
+                paused=load.paused,
                 ready=load.ready,
                 moved=load.moved,
                 cancelled=load.cancelled,
@@ -143,6 +146,12 @@ class Inspection:
             )
             for queue, load in sorted(loads.items())
         }
+
+    def _loads(self, queues: Collection[str], limit: int | None) -> tuple[int, dict[str, Load]]:
+        """Redis's clock (us), and what :meth:`stats` is made of."""
+        with self._store() as store:
+            known = queues or {*store.topics(), *store.paused(), *store.counted()}
+            return store.loads(self._deliveries(set(sorted(known)[:limit])))
 
     def _spread(self, wanted: Filter) -> dict[str, int]:
         """The queues that *wanted* may mean, and how many tasks of the right time wait for each."""

@@ -22,6 +22,7 @@ from . import broker
 from .batch import Batch, waits
 from .clock import SECOND_US, checked_due_us, seconds_of
 from .errors import ImproperlyConfigured, shortened
+from .events import Events, fields_of
 from .job import OnConflict, Put
 from .message import read_eta, without_eta
 from .settings import Settings
@@ -130,9 +131,10 @@ class _CountedMessage(_Message):
 class Publishing:
     """The joint with one app's publishing. Reads no configuration before the first publish."""
 
-    def __init__(self, app: Celery, settings: Callable[[], Settings]) -> None:
+    def __init__(self, app: Celery, settings: Callable[[], Settings], events: Events) -> None:
         self._app = app
         self._settings = settings
+        self._events = events
         self._warned = False
 
     def join(self) -> None:
@@ -168,12 +170,20 @@ class Publishing:
         wish = read_options(options, self._app._tasks.get(name), countdown, counted_eta)
         if not isinstance(producer, Producer) or not headers or not headers.get("task"):
             return stock(producer, name, message, **options)  # message protocol 1: the eta is inside the signed body
+        sent_event = message[3]
         if not isinstance(producer, Gathering) or not waits(stock):
-            return stock(_variant(producer, _Delaying, _joint=self, _wish=wish), name, message, **options)
+            delaying = _variant(producer, _Delaying, _joint=self, _wish=wish)
+            answer = stock(delaying, name, message, **options)
+            if sent_event and getattr(delaying, "stored", False):
+                self._events.scheduled(delaying.scheduled(sent_event), producer)
+            return answer
         batch = producer.gathers
         batch.make_room(batch.terms_of(wish.on_conflict, options.get("retry"), options.get("retry_policy")))
         batch.last = _variant(producer, Gathered, _joint=self, _wish=wish, gathers=batch)
-        return batch.send(stock, batch.last, name, message, **options)
+        answer = batch.send(stock, batch.last, name, message, **options)
+        if sent_event and hasattr(batch.last, "made"):
+            batch.scheduled += batch.last.scheduled(sent_event)
+        return answer
 
     def due_of(self, wish: Wish, eta: object) -> dict[str, int] | None:
         """When a message with that ``eta`` header is due, as a :class:`~celery_delayq.job.Put` says it.
@@ -216,12 +226,19 @@ class _Delaying:
     revives the one after a lost connection revives the other.
     """
 
-    SLOTS: ClassVar[tuple[str, ...]] = ("_joint", "_wish", "made")  # of the class that is made for each producer class
+    SLOTS: ClassVar[tuple[str, ...]] = (
+        "_joint",
+        "_wish",
+        "made",
+        "stored",
+    )  # of the class that is made for each producer class
     if TYPE_CHECKING:
         _joint: Publishing
         _wish: Wish
         #: The puts of the message, once they are made.
         made: list[Put]
+        #: Whether they wait now; not if one that waited was kept.
+        stored: bool
 
     #: Where they go, if not to Redis at once. (Kombu's producers have a ``batch`` of their own.)
     gathers: Batch | None = None
@@ -300,8 +317,14 @@ class _Delaying:
         if self.gathers is not None:
             self.gathers.add(self.made, declare or ())
         else:
-            broker.put(channel, self._joint.prefix, self.made, self._wish.on_conflict)
+            count = broker.put(channel, self._joint.prefix, self.made, self._wish.on_conflict)
+            # A retry of a put that has succeeded stores nothing, either.
+            self.stored = count > 0 or self._wish.on_conflict is not OnConflict.KEEP
         return None
+
+    def scheduled(self, sent_event: dict[str, Any]) -> list[dict[str, Any]]:
+        """The fields of its events ``task-scheduled``."""
+        return fields_of(sent_event, self.made)
 
 
 class Gathering:

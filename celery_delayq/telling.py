@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
-from celery.events.event import Event
 from celery.signals import task_revoked
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
@@ -17,6 +16,7 @@ from kombu.transport.virtual import Channel
 from kombu.utils.json import loads
 
 from .errors import shortened
+from .events import Events
 from .job import Aside
 from .message import DUE_PROPERTY
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from celery import Celery, Task
 
 logger = logging.getLogger(__name__)
-
-#: Events that one message carries at most.
-EVENTS = 100
 
 #: What one task's own message, id or chord is to blame for. A backend or broker that is away raises something else.
 OWN_FAULT = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -37,6 +34,7 @@ class Telling:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._events = Events(app)
 
     def finish(self, jobs: Sequence[Aside]) -> None:
         """Mark the results of *jobs* REVOKED, their chords included; then send the events, then the signals.
@@ -61,24 +59,7 @@ class Telling:
         conf = self._app.conf
         retry = {"retry": conf.task_publish_retry, "retry_policy": conf.task_publish_retry_policy}
         with self._app.amqp.producer_pool.acquire(block=True) as producer:
-            # Disabled, it does not send on its own account, only with our producer; as Celery's does for task-sent.
-            dispatcher = self._app.events.Dispatcher(producer.connection, enabled=False, buffer_while_offline=False)
-            if len(events) == 1:
-                dispatcher.publish("task-revoked", events[0], producer, **retry)
-                return
-            for start in range(0, len(events), EVENTS):
-                batch = _Batch(events[start : start + EVENTS])
-                dispatcher.publish("task-multi", {}, producer, Event=batch, **retry)
-
-
-class _Batch:
-    """Makes one message of many events, as a worker's buffering dispatcher does."""
-
-    def __init__(self, events: Sequence[dict[str, Any]]) -> None:
-        self._events = events
-
-    def __call__(self, _: str, **common: Any) -> list[Any]:
-        return [Event("task-revoked", **common, **event) for event in self._events]
+            self._events.publish("task-revoked", events, producer, **retry)
 
 
 class _End:

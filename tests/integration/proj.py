@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task
+from celery.signals import celeryd_after_setup, worker_process_init
 
 from celery_delayq import DelayQ, scheduled_for
 
@@ -18,6 +19,36 @@ app = Celery("proj", broker=os.environ["PROJ_BROKER"])
 app.conf.update(json.loads(os.environ["PROJ_CONF"]))
 if os.environ["PROJ_JOINED"] == "1":
     DelayQ(app)
+
+
+@worker_process_init.connect
+def trace_tasks(**_: Any) -> None:
+    """Where the tests ask for it: a line of JSON for each span, in a file."""
+    if path := os.environ.get("PROJ_SPANS"):
+        from opentelemetry.instrumentation.celery import CeleryInstrumentor
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+        spans = open(path, "a", buffering=1)  # noqa: SIM115  # until the process ends
+        provider = TracerProvider()
+        exporter = ConsoleSpanExporter(out=spans, formatter=lambda span: span.to_json(indent=None) + "\n")
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        CeleryInstrumentor().instrument(tracer_provider=provider)
+
+
+@celeryd_after_setup.connect
+def serve_metrics(**_: Any) -> None:
+    """Where the tests ask for it: /metrics, on a port that the log names."""
+    if mode := os.environ.get("PROJ_METRICS"):
+        from prometheus_client import CollectorRegistry
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        from celery_delayq.contrib import prometheus
+
+        registry = CollectorRegistry()
+        if mode == "multiprocess":
+            MultiProcessCollector(registry)
+        prometheus.serve(app, 0, "127.0.0.1", registry)
 
 
 def note(task: Task, value: Any) -> None:

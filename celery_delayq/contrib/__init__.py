@@ -1,0 +1,1 @@
+"""Joints with other programs. Each module needs an extra of its own, and nothing else imports it."""
