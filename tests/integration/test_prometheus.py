@@ -84,13 +84,36 @@ def test_what_queues_hold_and_have_done(app: Celery, inside: Inside, registry: C
         'delayq_tasks_due{queue="mail"}': 1,
         'delayq_queue_paused{queue="mail"}': 0,
         'delayq_messages_ready{queue="mail"}': 2,
+        'delayq_tasks_reserved{queue="mail"}': 0,
+        'delayq_tasks_dead{queue="mail"}': 0,
         'delayq_tasks_moved_total{queue="mail"}': 2,
         'delayq_tasks_cancelled_total{queue="mail"}': 1,
         'delayq_tasks_dropped_total{queue="mail"}': 1,
         'delayq_tasks_orphans_total{queue="mail"}': 1,
+        'delayq_tasks_requeued_total{queue="mail"}': 0,
+        'delayq_tasks_buried_total{queue="mail"}': 0,
     }
     assert 0 <= found['delayq_overdue_seconds{queue="mail"}'] < 60
     assert found['delayq_queue_paused{queue="other"}'] == 1
+
+
+def test_leases_and_dead_letters(app: Celery, inside: Inside, registry: CollectorRegistry) -> None:
+    """Of a store with leases: reserved and dead now; requeued and buried in total."""
+    prometheus.register(app, registry)
+    store = Store(inside.client, inside.keys, leases=True)
+    puts = [Put("mail", id, b"{}", NOW) for id in "abc"]
+    store.put(puts, {"mail": Delivery.plain("mail")}, now_us=NOW)
+    store.reserve("mail", 2, 3, now_us=NOW + 3)
+    store.requeue("mail", 10, max_attempts=1, now_us=NOW + 6)
+    store.reserve("mail", 1, 5, now_us=NOW + 7)
+    store.requeue("mail", 10, now_us=NOW + 13)
+    store.put([Put("mail", "d", b"{}", NOW + 13)], {"mail": Delivery.plain("mail")}, now_us=NOW)
+    store.reserve("mail", 1, 5, now_us=NOW + 14)
+
+    found = scrape(registry)
+
+    names = ("tasks_waiting", "tasks_reserved", "tasks_dead", "tasks_requeued_total", "tasks_buried_total")
+    assert [found[f'delayq_{name}{{queue="mail"}}'] for name in names] == [1, 1, 2, 1, 2]
 
 
 def test_all_that_the_store_says_of_a_queue_is_a_metric() -> None:

@@ -510,3 +510,18 @@ def test_a_pattern_that_is_none_stops_nobody(store: Store, pattern: bytes) -> No
     assert (done.moved, done.jobs) == (2, ((b"a", b""), (b"b", b"")))
     assert popped(store) == [b"body of a", b"body of b"]
     assert totals(store) == {"moved:q": 2}
+
+
+@pytest.mark.parametrize("delivery", [QUEUE, Delivery.plain("q")], ids=["four lists", "one list"])
+def test_a_store_with_leases_tells_as_well(store: Store, delivery: Delivery) -> None:
+    """The key that comes last and the arguments that come last do not confuse each other."""
+    leasing = Store(store.client, store.keys, leases=True)
+    for tell, dues, jobs in (
+        (Tell.NOTHING, (), ()),
+        (Tell.DUES, (NOW + 1,), ()),
+        (Tell.JOBS, (NOW + 1,), ((b"a", b""),)),
+    ):
+        leasing.put([job("a", 1, step=3)], {"q": delivery}, now_us=NOW)
+        done = leasing.dispatch("q", delivery, 10, tell=tell, pattern=b"none", now_us=NOW + 5)
+        assert (done.moved, done.dues_us, done.jobs) == (1, dues, jobs)
+    assert popped(store, delivery.lists[min(1, len(delivery.lists) - 1)]) == [b"body of a"] * 3
