@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from . import bulk, burst, control, duplicates, fleet, lateness, memory, publish, scaling, storage, transfer
+from . import bulk, burst, control, duplicates, fleet, lateness, leases, memory, publish, scaling, storage, transfer
 from .conditions import Conditions, newest_server
 from .report import Row, table
 
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "memory": memory.run,
     "lateness": lateness.run,
     "fleet": fleet.run,
+    "leases": leases.run,
 }
 
 
