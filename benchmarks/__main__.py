@@ -17,6 +17,7 @@ from . import (
     duplicates,
     fleet,
     lateness,
+    leases,
     memory,
     observability,
     publish,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "lateness": lateness.run,
     "fleet": fleet.run,
     "observability": observability.run,
+    "leases": leases.run,
 }
 
 

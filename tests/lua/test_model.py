@@ -687,12 +687,53 @@ class Scripts(RuleBasedStateMachine):
         max_attempts=ATTEMPTS,
         reason=st.sampled_from(["", "two\nlines", "é"]),
     )
-    def release(self, name: str, picks: list[int], away: int, max_attempts: int | None, reason: str) -> None:
-        jobs, due = self._held(name, picks), self.now + away
+    def release(
+        self,
+        name: str,
+        picks: list[int],
+        away: int,
+        max_attempts: int | None,
+        reason: str,
+        jobs: Sequence[Reserved] | None = None,
+    ) -> None:
+        jobs, due = self._held(name, picks) if jobs is None else jobs, self.now + away
         expected = self.model.release(name, jobs, due, max_attempts, reason, self.now) if jobs else []
         assert expected == self.store.release(
             name, jobs, at_us=due, max_attempts=max_attempts, reason=reason, now_us=self.now
         )
+
+    @rule(
+        name=TOPICS,
+        puts=st.lists(PUTS, min_size=2, max_size=6),
+        ids=st.lists(IDS, min_size=1, max_size=3),
+        then=st.sampled_from(["put", "restore", "delete", "purge", "dispatch", "pull", "move", "revive"]),
+    )
+    def some_come_back(self, name: str, puts: list[dict], ids: list[str], then: str) -> None:
+        """Several steps that seldom follow each other by chance: reserved, given back, and something else at once."""
+        puts = [{**put, "topic": name} for put in puts]
+        self.put(puts, OnConflict.REPLACE, Origin.NEW, other=False)
+        self.now += 1_000
+        self.resume(name, None)
+        self.reserve(name, 1000, 30_000, None, 0)
+        self.all_of_redis_is_as_the_model_says()
+        last = [job for job in self.held if job.id.decode() in ids][-5:]
+        self.release(name, [], 0, 1 if then == "revive" else None, "", jobs=[job for job in last if job.topic == name])
+        self.all_of_redis_is_as_the_model_says()
+        if then in ("put", "restore"):
+            self.put(puts, OnConflict.REPLACE, Origin.RESTORED if then == "restore" else Origin.NEW, other=False)
+        elif then == "delete":
+            self._delete(name, ids, None, None)
+        elif then == "purge":
+            self.what_is_rare(name, "purge")
+        elif then == "dispatch":
+            self.dispatch(name, 1000, "back", None)
+        elif then == "pull":
+            self.pull(name, 1000)
+        elif then == "move":
+            moves = [Move(id, at_us=self.now + 7) for id in ids]
+            assert self.model.move(name, moves, self.now) == self.store.move(name, moves, now_us=self.now)
+        else:
+            assert self.model.revive(name, ids, self.now) == self.store.revive(name, ids, now_us=self.now)
 
     @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=2), lease=st.sampled_from([1, 5_000, 90_000]))
     def extend(self, name: str, picks: list[int], lease: int) -> None:
@@ -781,5 +822,5 @@ def test_redis_is_as_the_model_says(store: Store) -> None:
     machine = type("Scripts", (Scripts,), {"store": Store(store.client, store.keys, leases=True)})
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=80, stateful_step_count=50, derandomize=True, deadline=None),
+        settings=settings(max_examples=60, stateful_step_count=50, derandomize=True, deadline=None),
     )
