@@ -101,6 +101,11 @@ class DelayQ(Control):
         """Tells of what waits by Celery's events, where they are on."""
         return Events(self.app)
 
+    @property
+    def unattended(self) -> int:
+        """How many delayed tasks this process has sent while no dispatcher lived."""
+        return self.publishing.liveness.unattended
+
     def apply_at(
         self,
         task: Task | Signature | str,
@@ -179,7 +184,7 @@ class DelayQ(Control):
                 retries, the last batch may be stored or not, like any publish.
             TypeError, ValueError: a value that cannot be; the message says which, and of which item.
         """
-        return bulk.apply_many(self.app, items, self.apply_at, self.settings.prefix, batch_size)
+        return bulk.apply_many(self.app, items, self.apply_at, self.publishing, batch_size)
 
     def _apply(
         self,
@@ -204,7 +209,7 @@ class DelayQ(Control):
             task = task.clone()
             del task.options["countdown"]  # of the two, Celery would take the signature's countdown
         if isinstance(task, group) and bulk.is_ours(self.app, task, options):
-            with bulk.gathered(self.app, self.settings.prefix) as producer:
+            with bulk.gathered(self.app, self.publishing) as producer:
                 return task.apply_async(args, kwargs, producer=producer, **options)
         return task.apply_async(args, kwargs, **options)
 

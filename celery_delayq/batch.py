@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from types import CellType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from . import broker
+from .errors import Unattended
 from .events import Events
 from .job import OnConflict, Put
+from .liveness import Liveness
+from .message import with_eta
 
 #: A batch is full with the message that passes so many bytes: Redis does nothing else while it stores one.
 BATCH_BYTES = 8 * 1024 * 1024
@@ -40,16 +44,25 @@ class Batch:
     Args:
         producer: the Kombu producer whose connection they use.
         prefix: the setting ``delayq_prefix``.
+        liveness: is told if no dispatcher lives.
         size: how many puts a call takes; a message that goes to several queues is not torn apart.
         retry, policy: whether and how to retry, where a message does not say.
         events: tells of the tasks that were stored.
     """
 
     def __init__(
-        self, producer: Any, prefix: str, size: int, retry: bool, policy: Mapping[str, Any], events: Events
+        self,
+        producer: Any,
+        prefix: str,
+        liveness: Liveness,
+        size: int,
+        retry: bool,
+        policy: Mapping[str, Any],
+        events: Events,
     ) -> None:
         self._producer = producer
         self._prefix = prefix
+        self._liveness = liveness
         self._size = size
         self._retry = retry
         self._policy = policy
@@ -116,6 +129,8 @@ class Batch:
     def store(self) -> None:
         """Store what is here, with Kombu's retries, and do what waits for that. Nothing is left here, even on an error.
 
+        What the store refuses since no dispatcher lives is published with its eta.
+
         Raises:
             AlreadyScheduled: *on_conflict* is "error", and an id waits already or was added twice. Nothing is stored.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
@@ -127,10 +142,14 @@ class Batch:
             return
         producer = self._producer
 
-        def put() -> int:
+        def put() -> int | None:
             channel = producer.channel  # a new one, after a connection was lost
             broker.declare(producer, channel, entities)
-            return broker.put(channel, self._prefix, puts, terms.on_conflict)
+            try:
+                return broker.put(channel, self._prefix, puts, terms.on_conflict, self._liveness)
+            except Unattended:
+                broker.push(channel, self._prefix, (replace(put, body=with_eta(put.body)) for put in puts))
+                return None
 
         with producer.connection._reraise_as_library_errors():
             if terms.retry:
@@ -139,7 +158,8 @@ class Batch:
         for action in after:
             action()
         # Of some that were kept nobody knows which, and none is told rather than one that was not stored.
-        if scheduled and (count == len(puts) or terms.on_conflict is not OnConflict.KEEP):
+        kept = count != len(puts) and terms.on_conflict is OnConflict.KEEP
+        if scheduled and count is not None and not kept:
             self._events.scheduled(scheduled, producer)
 
 

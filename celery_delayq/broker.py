@@ -21,6 +21,7 @@ from redis.exceptions import OutOfMemoryError
 from .delivery import Delivery
 from .job import OnConflict, Origin, Put
 from .keys import Keys
+from .liveness import Liveness
 from .store import Store
 
 
@@ -80,7 +81,9 @@ def _delivery(channel: Channel, link: _Link, queue: str) -> Delivery:
     return delivery
 
 
-def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict) -> int:
+def put(
+    channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict, liveness: Liveness | None = None
+) -> int:
     """Store *jobs* of this channel's queues; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
 
     "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish, sent
@@ -92,7 +95,32 @@ def put(channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConfl
     link = _link(channel, prefix)
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
-        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED)
+        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness)
+    except OutOfMemoryError as error:
+        raise _full(error) from error
+
+
+def push(channel: Channel, prefix: str, jobs: Iterable[Put]) -> None:
+    """Push the bodies of *jobs* to this channel's queues as Kombu pushes messages: all, or none.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis is full.
+    """
+    link = _link(channel, prefix)
+    by_list: dict[str, list[bytes]] = {}
+    expiring: dict[str, int] = {}
+    for job in jobs:
+        delivery = _delivery(channel, link, job.topic)
+        by_list.setdefault(delivery.list_of(job.step), []).append(job.body)
+        if delivery.expires_ms is not None:
+            expiring.update(dict.fromkeys(delivery.lists, delivery.expires_ms))
+    try:
+        with link.store.client.pipeline(transaction=True) as pipe:
+            for key, bodies in by_list.items():
+                pipe.lpush(key, *bodies)
+            for key, expires_ms in expiring.items():
+                pipe.pexpire(key, expires_ms)
+            pipe.execute()
     except OutOfMemoryError as error:
         raise _full(error) from error
 

@@ -25,6 +25,12 @@ class Delivery:
     lists: tuple[str, ...]
     expires_ms: int | None = None
 
+    def list_of(self, step: int) -> str:
+        """The ready list for a priority step: the one of the greatest step that is not above it."""
+        return next(
+            (key for own, key in zip(self.steps[::-1], self.lists[::-1], strict=True) if own <= step), self.lists[0]
+        )
+
     def dumps(self) -> str:
         """As it is stored."""
         return json.dumps([self.steps, self.lists, self.expires_ms], separators=(",", ":"))

@@ -30,6 +30,10 @@ class AlreadyScheduled(DelayQError):
         )
 
 
+class Unattended(DelayQError):
+    """No dispatcher lives, and a put was to be refused then. Nothing was stored."""
+
+
 class ImportRefused(DelayQError):
     """A line of an export cannot be imported.
 

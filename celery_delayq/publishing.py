@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from celery.utils.imports import instantiate
@@ -21,9 +22,10 @@ from kombu import Producer
 from . import broker
 from .batch import Batch, waits
 from .clock import SECOND_US, checked_due_us, seconds_of
-from .errors import ImproperlyConfigured, shortened
+from .errors import ImproperlyConfigured, Unattended, shortened
 from .events import Events, fields_of
 from .job import OnConflict, Put
+from .liveness import Liveness
 from .message import read_eta, without_eta
 from .settings import Settings
 
@@ -149,6 +151,12 @@ class Publishing:
     def prefix(self) -> str:
         """The setting ``delayq_prefix``."""
         return self._settings().prefix
+
+    @cached_property
+    def liveness(self) -> Liveness:
+        """What this process has found of whether a dispatcher lives."""
+        settings = self._settings()
+        return Liveness(settings.max_poll_interval, refuses=settings.fallback == "native")
 
     def create(self, stock: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Stand in for ``amqp.create_task_message``: keep the countdown, which the message itself forgets."""
@@ -317,7 +325,11 @@ class _Delaying:
         if self.gathers is not None:
             self.gathers.add(self.made, declare or ())
         else:
-            count = broker.put(channel, self._joint.prefix, self.made, self._wish.on_conflict)
+            joint = self._joint
+            try:
+                count = broker.put(channel, joint.prefix, self.made, self._wish.on_conflict, joint.liveness)
+            except Unattended:
+                return stock()
             # A retry of a put that has succeeded stores nothing, either.
             self.stored = count > 0 or self._wish.on_conflict is not OnConflict.KEEP
         return None

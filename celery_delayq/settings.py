@@ -51,6 +51,12 @@ def _position(value: object) -> str:
     raise ValueError('must be "back" or "front"')
 
 
+def _fallback(value: object) -> str | None:
+    if value is None or value == "native":
+        return value
+    raise ValueError('must be None or "native"')
+
+
 def _ceilings(value: object) -> Mapping[str, int] | None:
     if value is None:
         return None
@@ -94,6 +100,12 @@ class Settings:
         None,
         _ceilings,
         '`{"queue": 1000}`: due tasks of that queue wait while so many messages are ready for its workers.',
+    )
+
+    fallback: str | None = _setting(
+        None,
+        _fallback,
+        'When no dispatcher lives: None stores delayed tasks all the same, "native" publishes them the stock way.',
     )
 
     @classmethod

@@ -16,10 +16,11 @@ import redis
 
 from .clock import SECOND_US
 from .delivery import Delivery
-from .errors import AlreadyScheduled, shortened
+from .errors import AlreadyScheduled, Unattended, shortened
 from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Tell, Upcoming, Waiting
 from .keys import Keys
 from .leasing import Leasing, or_empty
+from .liveness import Liveness
 from .scripts import Begun, Packed, Prepared, Value, pack, packed, script
 
 
@@ -112,11 +113,18 @@ class Store(Leasing):
         self._owner.close()
 
     def _prepare_put(
-        self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict, origin: Origin, now_us: int | None
+        self,
+        ways: tuple[tuple[str, Delivery], ...],
+        on_conflict: OnConflict,
+        origin: Origin,
+        silence_us: int | None,
+        refuses: bool,
+        now_us: int | None,
     ) -> Prepared:
         """What all puts to the same topics have in common."""
-        keys = [self.keys.index, self.keys.topics, self.keys.holds]
-        args: list[Value] = [self.keys.wake, or_empty(now_us), on_conflict.value, origin.value, len(ways)]
+        keys = [self.keys.index, self.keys.topics, self.keys.holds, self.keys.beat]
+        args: list[Value] = [self.keys.wake, or_empty(now_us), on_conflict.value, origin.value]
+        args += or_empty(silence_us), "refuse" if refuses else "store", len(ways)
         for topic, delivery in ways:
             keys += self.keys.of_topic(topic)
             args += topic, delivery.dumps()
@@ -140,6 +148,7 @@ class Store(Leasing):
         on_conflict: OnConflict = OnConflict.ERROR,
         *,
         origin: Origin = Origin.NEW,
+        liveness: Liveness | None = None,
         now_us: int | None = None,
     ) -> int:
         """Store all of *jobs*, or none.
@@ -147,12 +156,14 @@ class Store(Leasing):
         Args:
             deliveries: where the jobs of each topic named by *jobs* go when due.
             origin: what may be taken for the same job, and no conflict.
+            liveness: is told if no dispatcher lives; None to take it for granted that one does.
 
         Returns:
             How many were written; kept ones, and those that are there already, are not counted.
 
         Raises:
             AlreadyScheduled: a job of that id waits and *on_conflict* is ``ERROR``. Nothing was written.
+            Unattended: no dispatcher lives, and *liveness* refuses puts then. Nothing was written.
         """
         if origin is Origin.RESTORED:
             return self.restore(jobs, deliveries, on_conflict)
@@ -163,7 +174,11 @@ class Store(Leasing):
             limit = "" if job.max_wait_us is None else job.max_wait_us
             grace = "" if job.grace_us is None else job.grace_us
             args += topics[job.topic], job.id, job.due, job.step, limit, grace, job.body
-        return _read_put(self._put(ways, on_conflict, origin, now_us)(self.client, args))
+        silence_us, refuses = (liveness.silence_us, liveness.refuses) if liveness else (None, False)
+        reply = self._put(ways, on_conflict, origin, silence_us, refuses, now_us)(self.client, args)
+        if liveness is not None and reply[0] != b"EXISTS" and reply[-1] != 0:
+            liveness.miss(reply[-1], len(jobs), refused=reply[0] == b"UNATTENDED")
+        return _read_put(reply)
 
     def restore(self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict) -> int:
         """Store *jobs* as a record has them, also if their time is past: all, or none. Their ``max_wait_us`` is when
@@ -531,9 +546,11 @@ class Store(Leasing):
 
 
 def _read_put(reply: Any) -> int:
-    word, detail = reply
+    word, detail = reply[:2]
     if word == b"EXISTS":
         raise AlreadyScheduled(detail.decode(errors="replace"))
+    if word == b"UNATTENDED":
+        raise Unattended
     return int(detail)
 
 

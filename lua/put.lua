@@ -3,7 +3,8 @@
 -- KEYS[1]  index     zset  topic -> time (us) at which to look at it
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered (opaque here)
 -- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
--- then six for each topic t = 1..T, from KEYS[4 + 6 * (t - 1)]:
+-- KEYS[4]  beat      string  time (us) of the last beat of a dispatcher
+-- then six for each topic t = 1..T, from KEYS[5 + 6 * (t - 1)]:
 --          schedule  zset  id -> due (us)
 --          jobs      hash  id -> body
 --          ties      zset  due (us) -> last score given to a job of that very due
@@ -24,7 +25,10 @@
 -- ARGV[4]  origin       'new'
 --                       'retried': the same bytes under the same id are this very put, sent again, whether they
 --                       wait or are reserved
--- ARGV[5]  T            number of topics
+-- ARGV[5]  silence      us: no dispatcher lives if none has beaten for longer; '' to take it for granted that one does
+-- ARGV[6]  unattended   'store' | 'refuse': what to do when no dispatcher lives. A put that replaces what waits or is
+--                       reserved is stored in either case: else both might run
+-- ARGV[7]  T            number of topics
 -- then two for each topic: name, delivery; then seven for each job:
 --          t         number of its topic
 --          id
@@ -34,8 +38,12 @@
 --          grace     us: dropped when it is found later than this; '' to be handed over however late
 --          body
 --
--- Returns  {'OK', stored}    stored: how many were written; fewer than were sent when some were kept
+-- Returns  {'OK', stored, silent}
+--                            stored: how many were written; fewer than were sent when some were kept. silent: 0; or, if
+--                            no dispatcher lives, how long (us) ago the last one beat; -1: there never was one
 --          {'EXISTS', id}    on_conflict is 'error' and this id waits already; nothing was written
+--          {'UNATTENDED', silent}
+--                            no dispatcher lives, and the put was to be refused then; nothing was written
 --          error WRONGTYPE   a key holds something else; nothing was written
 --          error BADARG      an argument is unusable; nothing was written
 --
@@ -49,19 +57,21 @@
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
 
 local channel, now, on_conflict, origin = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local topic_count = tonumber(ARGV[5])
-local last_plain = 3 + 6 * (topic_count or 0) -- behind it come the keys of leases
+local silence, unattended, topic_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local last_plain = 4 + 6 * (topic_count or 0) -- behind it come the keys of leases
 local has_leases = #KEYS > last_plain
 
 if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count
   or (has_leases and #KEYS ~= last_plain + 1 + 4 * topic_count) or #KEYS < last_plain
+  or (ARGV[5] ~= '' and not (silence and silence % 1 == 0 and silence >= 0))
+  or (unattended ~= 'store' and unattended ~= 'refuse')
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace')
-  or (origin ~= 'new' and origin ~= 'retried') or (#ARGV - 5 - 2 * topic_count) % 7 ~= 0 then
+  or (origin ~= 'new' and origin ~= 'retried') or (#ARGV - 7 - 2 * topic_count) % 7 ~= 0 then
   return redis.error_reply(
-    'BADARG needs a known on_conflict and origin, six keys and two arguments for each topic, four keys more where '
-      .. 'there are leases, and seven arguments for each job')
+    'BADARG needs known words, whole numbers, six keys and two arguments for each topic, four keys more where there '
+      .. 'are leases, and seven arguments for each job')
 end
-local first_job = 6 + 2 * topic_count
+local first_job = 8 + 2 * topic_count
 local is_batch = #ARGV > first_job + 6
 
 -- The score of one more job of this due. `text` is due, too: what came as text costs less than a number to hand on.
@@ -86,7 +96,7 @@ end
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
 local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
-local has_attempts, has_reserved = {}, {}
+local has_attempts, has_reserved, silent, replaces = {}, {}, 0, false
 
 local function judge()
   if not now then
@@ -95,9 +105,9 @@ local function judge()
   end
   index_head = head(KEYS[1])
   for topic = 1, topic_count do
-    local base = 6 * (topic - 1)
+    local base = 6 * topic - 5
     heads[topic] = head(KEYS[base + 4])
-    deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[4 + 2 * topic])
+    deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[6 + 2 * topic])
     redis.call('ZCARD', KEYS[base + 6])
     if has_leases then
       local more = last_plain + 1 + 4 * (topic - 1)
@@ -123,7 +133,7 @@ local function judge()
     if string.byte(text) == 43 then -- '+': from now
       due = now + due
     end
-    local base = 6 * (topic - 1)
+    local base = 6 * topic - 5
     local held = redis.call('HGET', KEYS[base + 5], id)
     if is_batch then
       local key = topic .. ':' .. id
@@ -159,11 +169,25 @@ local function judge()
     end
     -- Only where the topic's place in the index may change does it matter whether the topic is held back.
     if holds[topic] == nil and (held or not heads[topic] or due < heads[topic] or not index_head) then
-      holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[4 + 2 * topic]) or nil) or false
+      holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[6 + 2 * topic]) or nil) or false
     end
     if not kept then
       text = due == tonumber(text) and string.find(text, '^%d+$') and text or due
       jobs[#jobs + 1] = {topic, id, due, text, step, max_wait and first, grace, body, held, was_reserved}
+      replaces = replaces or held or was_reserved
+    end
+  end
+  if silence and #jobs > 0 then -- not before: what is there already is no longer to be refused
+    local word = redis.call('GET', KEYS[4])
+    local beat = tonumber(word or nil)
+    if word and not beat then
+      return {err = 'WRONGTYPE ' .. KEYS[4] .. ' is a string, expected a time'}
+    end
+    if not beat or now - beat > silence then
+      silent = beat and now - beat or -1
+      if unattended == 'refuse' and not replaces then
+        return {'UNATTENDED', silent}
+      end
     end
   end
 end
@@ -172,9 +196,9 @@ local judged, verdict = pcall(judge)
 if verdict and judged then
   return verdict
 elseif not judged then
-  local kinds = {'zset', 'hash', 'zset', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
+  local kinds = {'zset', 'hash', 'zset', 'string', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash'}
   for position, key in ipairs(KEYS) do
-    local expected = kinds[position <= 3 and position or (position - 4) % 6 + 4]
+    local expected = kinds[position <= 4 and position or (position - 5) % 6 + 5]
     if position > last_plain then
       expected = (position - last_plain) % 4 == 3 and 'zset' or position == last_plain + 1 and 'zset' or 'hash'
     end
@@ -191,7 +215,7 @@ local changed = {} -- topic -> due of its earliest job now, where that may have 
 local ended = {} -- topic -> true, where a lease has ended
 for _, job in ipairs(jobs) do
   local topic, id, due, text, step, first, grace, body, held, was_reserved = unpack(job, 1, 10)
-  local base = 6 * (topic - 1)
+  local base = 6 * topic - 5
   redis.call('HSET', KEYS[base + 5], id, body)
   if held then
     redis.call('ZREM', KEYS[base + 4], id)
@@ -236,22 +260,22 @@ local earliest
 for topic, due in pairs(changed) do
   local place = math.max(due, holds[topic] or due)
   if place < math.huge then
-    redis.call('ZADD', KEYS[1], place, ARGV[4 + 2 * topic])
+    redis.call('ZADD', KEYS[1], place, ARGV[6 + 2 * topic])
     earliest = math.min(earliest or place, place)
   end
 end
 for topic in pairs(ended) do
   local runs_out = redis.call('ZRANGE', KEYS[last_plain + 4 * topic - 1], 0, 0, 'WITHSCORES')[2]
   if runs_out then
-    redis.call('ZADD', KEYS[last_plain + 1], runs_out, ARGV[4 + 2 * topic])
+    redis.call('ZADD', KEYS[last_plain + 1], runs_out, ARGV[6 + 2 * topic])
   else
-    redis.call('ZREM', KEYS[last_plain + 1], ARGV[4 + 2 * topic])
+    redis.call('ZREM', KEYS[last_plain + 1], ARGV[6 + 2 * topic])
   end
 end
 if #jobs > 0 then
   for topic = 1, topic_count do
-    if deliveries[topic] ~= ARGV[5 + 2 * topic] then
-      redis.call('HSET', KEYS[2], ARGV[4 + 2 * topic], ARGV[5 + 2 * topic])
+    if deliveries[topic] ~= ARGV[7 + 2 * topic] then
+      redis.call('HSET', KEYS[2], ARGV[6 + 2 * topic], ARGV[7 + 2 * topic])
     end
   end
 end
@@ -260,4 +284,4 @@ end
 if earliest and channel ~= '' and (not index_head or earliest < index_head) then
   redis.pcall('PUBLISH', channel, string.format('%.0f', earliest))
 end
-return {'OK', #jobs}
+return {'OK', #jobs, silent}

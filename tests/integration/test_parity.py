@@ -68,6 +68,17 @@ def everything_ready(inside: Inside) -> dict[str, list[dict[str, Any]]]:
     return {key: [bare(message) for message in inside.ready(key)] for key in sorted(lists)}
 
 
+def bind_everything(app: Celery) -> None:
+    """Bind the queues in Redis, as a worker would; and let the app's producers know the types of the exchanges, which
+    Kombu takes for direct ones otherwise. They share connections with those of earlier tests, and what these know.
+    """
+    with app.connection_for_write() as connection, app.producer_or_acquire() as producer:
+        for queue in QUEUES:
+            queue(connection.default_channel).declare()
+            if queue.exchange.name:
+                queue.exchange(producer.channel).declare()
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_delayed_message_arrives_as_if_it_had_been_sent_then(
     make_app: Callable[..., Celery], inside: Inside, name: str
@@ -77,9 +88,7 @@ def test_a_delayed_message_arrives_as_if_it_had_been_sent_then(
     pushed = []
     for joined, delay in ((False, {}), (True, {"countdown": 3600})):
         app = make_app(joined=joined, task_queues=QUEUES)
-        with app.connection_for_write() as connection:  # as a worker would: bind everything
-            for queue in QUEUES:
-                queue(connection.default_channel).declare()
+        bind_everything(app)
         app.send_task("tasks.add", (1, 2), {}, **options, **delay)
         if joined:
             assert everything_ready(inside) == {}
@@ -102,9 +111,7 @@ def test_the_time_of_the_put(app: Celery, inside: Inside) -> None:
 def test_one_message_to_several_queues(make_app: Callable[..., Celery], inside: Inside) -> None:
     """A topic exchange that routes to two queues makes two jobs of the one message."""
     app = make_app(task_queues=QUEUES)
-    with app.connection_for_write() as connection:
-        for queue in QUEUES:
-            queue(connection.default_channel).declare()
+    bind_everything(app)
 
     result = app.send_task("tasks.add", exchange=TOPIC, routing_key="order.paid", countdown=60)
 

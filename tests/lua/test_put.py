@@ -7,8 +7,9 @@ import redis
 
 from celery_delayq.clock import LATEST_US
 from celery_delayq.delivery import Delivery
-from celery_delayq.errors import AlreadyScheduled, DelayQError
+from celery_delayq.errors import AlreadyScheduled, DelayQError, Unattended
 from celery_delayq.job import OnConflict, Origin, Put
+from celery_delayq.liveness import Liveness
 from celery_delayq.scripts import script
 from celery_delayq.store import Store
 
@@ -225,9 +226,9 @@ def test_a_full_redis_refuses_and_keeps_nothing_half(store: Store, contents: Rea
 @pytest.mark.parametrize("due", ["", "soon", "nan", "inf", "+inf", str(LATEST_US + 1), "1e300"])
 def test_one_unusable_job_keeps_the_good_ones_out(store: Store, contents: Reader, due: str) -> None:
     """What is no time, or none that a score can hold, is refused, and the error says which job of the batch it is."""
-    keys = [store.keys.index, store.keys.topics, store.keys.holds, *store.keys.of_topic("q")]
+    keys = [store.keys.index, store.keys.topics, store.keys.holds, store.keys.beat, *store.keys.of_topic("q")]
     good = [1, "good", NOW + 1, 0, "", "", b"body"]
-    args = ["", NOW, "error", "new", 1, "q", QUEUE.dumps(), *good, 1, "bad", due, 0, "", "", b"body"]
+    args = ["", NOW, "error", "new", "", "store", 1, "q", QUEUE.dumps(), *good, 1, "bad", due, 0, "", "", b"body"]
 
     with pytest.raises(DelayQError, match="put: job 2"):
         script("put")(store.client, keys, args)
@@ -326,10 +327,10 @@ def test_an_id_twice_in_one_batch_that_replaces(store: Store) -> None:
 
 def test_a_due_time_may_be_written_in_any_way(store: Store) -> None:
     """A client in another language may send 1e15 or leading zeros; the score is the number."""
-    keys = [store.keys.index, store.keys.topics, store.keys.holds, *store.keys.of_topic("q")]
+    keys = [store.keys.index, store.keys.topics, store.keys.holds, store.keys.beat, *store.keys.of_topic("q")]
     for id, due in {"a": "2e15", "b": "002000000000000001", "c": " 2000000000000002 ", "d": "0x71afd498d0003"}.items():
-        args = ["", NOW, "error", "new", 1, "q", QUEUE.dumps(), 1, id, due, 0, "", "", "body"]
-        assert script("put")(store.client, keys, args) == [b"OK", 1]
+        args = ["", NOW, "error", "new", "", "store", 1, "q", QUEUE.dumps(), 1, id, due, 0, "", "", "body"]
+        assert script("put")(store.client, keys, args) == [b"OK", 1, 0]
 
     assert waiting(store) == {id: 2 * 10**15 + number - NOW for number, id in enumerate([b"a", b"b", b"c", b"d"])}
 
@@ -343,3 +344,86 @@ def test_what_was_put_in_front_of_a_backlog_leaves_first(store: Store) -> None:
 
     dues = [body.split()[-1].split(b"-")[0] for body in popped(store)]
     assert dues == [b"5000", b"6002", b"6002", b"6003", b"7001", b"8000", b"9000"]
+
+
+class Found(Liveness):
+    """Remembers what it was told instead of logging it."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__(1.0, refuses)
+        self.misses: list[tuple[int, int, bool]] = []
+
+    def miss(self, silent_us: int, jobs: int, *, refused: bool) -> None:
+        self.misses.append((silent_us, jobs, refused))
+
+
+def beat(store: Store, ago: int) -> None:
+    """The last sign of life of a dispatcher: so many us before NOW."""
+    store.client.set(store.keys.beat, NOW - ago)
+
+
+def attended(store: Store, *jobs: Put, refuses: bool = False, on_conflict: OnConflict = OnConflict.REPLACE) -> Found:
+    """Put, and say what was found of the dispatchers."""
+    found = Found(refuses=refuses)
+    store.put(jobs, {"q": QUEUE}, on_conflict, origin=Origin.RETRIED, liveness=found, now_us=NOW)
+    return found
+
+
+def test_a_put_tells_whether_a_dispatcher_lives(store: Store) -> None:
+    """Never seen, seen too long ago, and seen just in time; a beat from the future is none that is missing."""
+    silence = Found().silence_us
+    assert attended(store, job("a"), job("b")).misses == [(-1, 2, False)]
+    for ago, misses in {silence + 1: [(silence + 1, 1, False)], silence: [], 0: [], -5_000_000: []}.items():
+        beat(store, ago)
+        assert attended(store, job(f"c{ago}")).misses == misses
+
+    assert len(waiting(store)) == 6
+
+
+def test_who_does_not_ask_is_told_nothing(store: Store) -> None:
+    """Without a liveness the put does not look."""
+    assert put(store, job("a")) == 1
+
+
+@pytest.mark.parametrize("ago", [None, 10**9])
+def test_a_put_that_is_refused_has_stored_nothing(store: Store, contents: Reader, ago: int | None) -> None:
+    """All or none: of a batch that finds no dispatcher, nothing waits."""
+    if ago is not None:
+        beat(store, ago)
+    before = contents()
+    found = Found(refuses=True)
+
+    with pytest.raises(Unattended):
+        store.put([job("a"), job("b")], {"q": QUEUE}, liveness=found, now_us=NOW)
+
+    assert contents() == before
+    assert found.misses == [(ago or -1, 2, True)]
+
+
+def test_with_a_dispatcher_nothing_is_refused(store: Store) -> None:
+    """The wish to be refused changes nothing while one lives."""
+    beat(store, 5)
+
+    assert attended(store, job("a"), refuses=True).misses == []
+    assert waiting(store) == {b"a": 1}
+
+
+def test_what_waits_already_is_not_refused(store: Store) -> None:
+    """The same bytes again are the same put, which was stored; what replaces a job must not run beside it."""
+    put(store, job("a", 5), job("b", 6))
+
+    assert attended(store, job("a", 5), refuses=True).misses == []
+    assert attended(store, job("b", 9, body=b"other"), job("c", 9), refuses=True).misses == [(-1, 2, False)]
+
+    assert waiting(store) == {b"a": 5, b"b": 9, b"c": 10}
+
+
+def test_a_conflict_is_told_before_a_dispatcher_is_missed(store: Store) -> None:
+    """Who said "error" learns that the id waits; who said "keep", that it is kept. Neither is refused."""
+    put(store, job("a", 5))
+
+    with pytest.raises(AlreadyScheduled):
+        attended(store, job("a", 7, body=b"other"), refuses=True, on_conflict=OnConflict.ERROR)
+    assert attended(store, job("a", 7, body=b"other"), refuses=True, on_conflict=OnConflict.KEEP).misses == []
+
+    assert waiting(store) == {b"a": 5}

@@ -52,7 +52,7 @@ class Call:
 CALLS = {
     "put": Call(
         lambda keys: [
-            *(keys.index, keys.topics, keys.holds, *keys.of_topic("q")),
+            *(keys.index, keys.topics, keys.holds, keys.beat, *keys.of_topic("q")),
             *(keys.expiries, *keys.of_leases("q")),
         ],
         [
@@ -60,6 +60,8 @@ CALLS = {
             (NOW, NO_TIME),
             ("error", ("", "perhaps")),
             ("new", ("", "old")),
+            (60, NO_TIME),
+            ("store", ("", "perhaps")),
             (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
             ("q", ANY),
             (QUEUE.dumps(), ANY),
