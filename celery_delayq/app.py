@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -14,8 +14,9 @@ from celery.canvas import Signature, group
 from celery.signals import task_received
 from click import Option
 
-from . import broker, bulk, revoking, tracing
-from .bootstep import DispatcherStep
+from . import adoption, broker, bulk, revoking, tracing
+from .adoption import Adoption
+from .bootstep import AdoptionStep, DispatcherStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .delivery import Delivery
@@ -72,6 +73,7 @@ class DelayQ(Control):
             task_received.connect(restore_eta)  # of all apps of the process; it finds what has waited
             tracing.join()
             app.steps["worker"].add(DispatcherStep)
+            app.steps["consumer"].add(AdoptionStep)
             app.user_options["worker"].add(
                 Option(
                     ["--no-delayq-dispatch"],
@@ -280,6 +282,19 @@ class DelayQ(Control):
     def observers(self) -> Observers:
         """Who is told of what they do."""
         return Observers(TASK_PATTERN)
+
+    def adoption(self, dispatches: Callable[[], bool]) -> Adoption | None:
+        """Adoption for one worker; None if the settings or the broker do not want it.
+
+        Args:
+            dispatches: whether that worker's own dispatcher runs. If not, it adopts only while another lives.
+        """
+        settings = self.settings
+        if not (settings.adopt and settings.intercept and self.can_dispatch):
+            return None
+        silence_us = self.publishing.liveness.silence_us
+        take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
+        return Adoption(self.app, take, settings.min_delay)
 
     @cached_property
     def finisher(self) -> Finisher:

@@ -1,4 +1,4 @@
-"""The dispatcher's place in a worker, and in the worker's remote control: wiring only."""
+"""The places of dispatcher and adoption in a worker, and in the worker's remote control: wiring only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.control import inspect_command
 
+from .adoption import Adopting, Adoption
 from .clock import SECOND_US, from_us
 from .dispatcher import Dispatcher
 from .events import Dispatches
@@ -58,14 +59,39 @@ def _sends_task_events(worker: Any) -> bool:
     return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups))
 
 
+class AdoptionStep(bootsteps.Step):
+    """Lets a worker adopt delayed messages: it gives its consumer another mapping of strategies before it has any."""
+
+    label = "DelayQ adoption"
+    conditional = True
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        consumer.delayq_adoption = None
+        super().__init__(consumer, **options)
+
+    def include_if(self, consumer: Any) -> bool:
+        def dispatches() -> bool:
+            dispatcher: Dispatcher | None = getattr(consumer.controller, "delayq_dispatcher", None)
+            return dispatcher is not None and dispatcher.running
+
+        consumer.delayq_adoption = consumer.app.delayq.adoption(dispatches)
+        return consumer.delayq_adoption is not None
+
+    def create(self, consumer: Any) -> None:
+        consumer.strategies = Adopting(consumer.delayq_adoption, consumer.connection_errors)
+
+
 @inspect_command(name="delayq")  # type: ignore[untyped-decorator]  # Celery's
 def show(state: Any, **_: Any) -> dict[str, Any]:
-    """Show what the dispatcher of delayed tasks does and has done."""
+    """Show what the dispatcher of delayed tasks does and has done, and how many of them the worker has adopted."""
     dispatcher: Dispatcher | None = getattr(state.consumer.controller, "delayq_dispatcher", None)
+    adoption: Adoption | None = getattr(state.consumer, "delayq_adoption", None)
+    adopted = {"adopting": adoption is not None, "adopted": adoption.count if adoption else 0}
     if dispatcher is None:
-        return {"running": False}
+        return {"running": False, **adopted}
     last_pass = dispatcher.counts.last_pass
     return {
+        **adopted,
         **vars(dispatcher.counts),
         "running": dispatcher.running,
         "active": dispatcher.active,

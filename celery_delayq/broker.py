@@ -12,14 +12,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis
+from kombu import Message
 from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel, Transport
 from kombu.transport.virtual import Channel as VirtualChannel
+from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.json import dumps
 from redis.exceptions import OutOfMemoryError
 
 from .delivery import Delivery
-from .job import OnConflict, Origin, Put
+from .job import Adopted, OnConflict, Origin, Put
 from .keys import Keys
 from .liveness import Liveness
 from .store import Store
@@ -159,6 +161,53 @@ def envelope(
     channel._inplace_augment_message(message, exchange, routing_key)
     step = channel.priority(channel._get_message_priority(message, reverse=False))
     return dumps(message).encode(), step
+
+
+def source_of(message: Message) -> str | None:
+    """The queue that a delivered message came from. None: that cannot be told, since not one queue alone is bound to
+    where it was sent; or nobody will acknowledge it; or the broker is not Redis.
+
+    (If more are bound, each message has the same delivery tag, and what becomes of one must not touch the others.)
+    """
+    channel, delivery = message.channel, message.delivery_info
+    if not is_redis(channel) or message.delivery_tag not in channel.qos._delivered:
+        return None
+    queues = set(queues_of(channel, delivery.get("exchange") or "", delivery.get("routing_key") or "") or ())
+    return queues.pop() if len(queues) == 1 and not queues.isdisjoint(channel._active_queues) else None
+
+
+def envelope_again(message: Message, headers: dict[str, Any], properties: dict[str, Any]) -> tuple[bytes, int]:
+    """A delivered message as Kombu would push it with other headers and properties, its body untouched, and with a
+    delivery tag of its own: whoever else was given the old one may still acknowledge that. And its priority step.
+    """
+    channel = message.channel
+    raw = {**message._raw, "headers": headers}
+    raw["properties"] = {**properties, "delivery_tag": channel._next_delivery_tag()}
+    return dumps(raw).encode(), channel.priority(channel._get_message_priority(raw, reverse=False))
+
+
+def adopt(
+    message: Message, prefix: str, job: Put, on_conflict: OnConflict, least_us: int, silence_us: int | None
+) -> Adopted:
+    """Store *job* and acknowledge the delivery of *message*, in one script; see
+    :meth:`~celery_delayq.store.Store.adopt`.
+    """
+    channel = message.channel
+    link = _link(channel, prefix)
+    return link.store.adopt(
+        job,
+        _delivery(channel, link, job.topic),
+        on_conflict,
+        message.delivery_tag if channel.ack_emulation else "",
+        (f"{channel.global_keyprefix}{channel.unacked_key}", f"{channel.global_keyprefix}{channel.unacked_index_key}"),
+        least_us=least_us,
+        silence_us=silence_us,
+    )
+
+
+def forget(message: Message) -> None:
+    """Count a delivery no more that is somebody else's now. Not acknowledge it: that would be his."""
+    VirtualQoS.ack(message.channel.qos, message.delivery_tag)
 
 
 def connect(connection: Any, prefix: str) -> Store:

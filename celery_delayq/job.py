@@ -92,6 +92,23 @@ class Moved(Enum):
     CHANGED = "CHANGED"
 
 
+class Adopted(Enum):
+    """What became of a message that was to be adopted."""
+
+    #: It waits, and its delivery is acknowledged.
+    OK = "OK"
+    #: The delivery is no longer the caller's: its message was given to somebody else.
+    GONE = "GONE"
+    #: It is due too soon.
+    SOON = "SOON"
+    #: No dispatcher lives.
+    UNATTENDED = "UNATTENDED"
+    #: A job of its id waits, and must not be replaced.
+    EXISTS = "EXISTS"
+    #: Nobody can tell which queue it came from.
+    UNKNOWN = "UNKNOWN"
+
+
 @dataclass(frozen=True)
 class Move:
     """Another due time for one waiting job.

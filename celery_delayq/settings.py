@@ -102,6 +102,12 @@ class Settings:
         '`{"queue": 1000}`: due tasks of that queue wait while so many messages are ready for its workers.',
     )
 
+    adopt: bool = _setting(
+        True,
+        _truth,
+        "Workers put delayed tasks that reach them all the same, as from producers without celery_delayq, into Redis; "
+        "not with `delayq_intercept` off.",
+    )
     fallback: str | None = _setting(
         None,
         _fallback,

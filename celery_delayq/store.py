@@ -17,7 +17,22 @@ import redis
 from .clock import SECOND_US
 from .delivery import Delivery
 from .errors import AlreadyScheduled, Unattended, shortened
-from .job import Aside, Load, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Tell, Upcoming, Waiting
+from .job import (
+    Adopted,
+    Aside,
+    Load,
+    Move,
+    Moved,
+    Needle,
+    OnConflict,
+    Origin,
+    Page,
+    Place,
+    Put,
+    Tell,
+    Upcoming,
+    Waiting,
+)
 from .keys import Keys
 from .leasing import Leasing, or_empty
 from .liveness import Liveness
@@ -222,6 +237,34 @@ class Store(Leasing):
             keys += self.keys.of_topic(topic)
             args += topic, delivery.dumps()
         return Prepared(script("restore"), keys + self._lease_keys(ways), args)
+
+    def adopt(
+        self,
+        job: Put,
+        delivery: Delivery,
+        on_conflict: OnConflict,
+        tag: str,
+        unacked: tuple[str, str],
+        *,
+        least_us: int = 0,
+        silence_us: int | None = None,
+        now_us: int | None = None,
+    ) -> Adopted:
+        """Store *job*, due at ``at_us``, and acknowledge the delivery of its message; both, or neither.
+
+        Args:
+            delivery: where the job goes when due.
+            tag: of the delivery; "" if the broker keeps no record of deliveries.
+            unacked: the broker's keys for what was delivered: the hash and the sorted set.
+            least_us: leave alone what is due sooner.
+            silence_us: no dispatcher lives if none has given a sign of life for longer; None to take it for granted.
+        """
+        keys = self.keys
+        names = [keys.index, keys.topics, keys.holds, keys.beat, *unacked, *keys.of_topic(job.topic)]
+        args: list[Value] = [keys.wake, or_empty(now_us), tag, least_us, or_empty(silence_us), on_conflict.value]
+        args += job.topic, delivery.dumps(), job.id, job.due, job.step
+        args += or_empty(job.max_wait_us), or_empty(job.grace_us), job.body
+        return Adopted(script("adopt")(self.client, names, args).decode())
 
     def delete(
         self,

@@ -29,7 +29,8 @@ def code(source: str) -> str:
 
 def test_the_verbs_are_here() -> None:
     """Every verb of the store is one file."""
-    reading, writing = {"tick", "page"}, {"put", "restore", "delete", "move", "dispatch", "pause", "resume", "purge"}
+    reading = {"tick", "page"}
+    writing = {"put", "restore", "adopt", "delete", "move", "dispatch", "pause", "resume", "purge"}
     leasing = {"reserve", "ack", "release", "extend", "requeue", "pull", "revive", "discard"}
     assert reading | writing | leasing | {"claim", "forget"} == set(SOURCES)
 
@@ -109,7 +110,9 @@ def test_what_two_scripts_share_is_the_same() -> None:
         source = SOURCES[verb]
         return source[source.index(first) : source.index(last, source.index(first))]
 
-    slots = [part(verb, "local function slot", "\nend") for verb in ("put", "move", "release", "requeue", "revive")]
+    slots = [
+        part(verb, "local function slot", "\nend") for verb in ("put", "adopt", "move", "release", "requeue", "revive")
+    ]
     assert len(set(slots)) == 1
     ends = [part(verb, "local function end_lease", "\nend") for verb in ("release", "requeue")]
     assert len(set(ends)) == 1

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
-from celery_delayq.job import Aside, Move, Moved, OnConflict, Origin, Put, Reserved, Tell
+from celery_delayq.job import Adopted, Aside, Move, Moved, OnConflict, Origin, Put, Reserved, Tell
 from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Contents, contents_of
@@ -106,6 +106,7 @@ class Model:
         self.aside: dict[str, int] = {}
         self.remains: dict[str, bytes] = {}
         self.ready: dict[str, list[bytes]] = {}  # leftmost first, as Redis has them
+        self.unacked: dict[str, float] = {}  # tag -> when it was delivered
 
     # What follows from the rest.
 
@@ -136,6 +137,8 @@ class Model:
             keys.expiries: encoded(self.expiries()),
             keys.ways: {name.encode(): topic.way.dumps().encode() for name, topic in self.topics.items() if topic.way},
             **self.ready,
+            "unacked": {tag.encode(): b"message" for tag in self.unacked},
+            "unacked_index": encoded(self.unacked),
         }
         for name, topic in self.topics.items():
             schedule, jobs, ties, steps, firsts, graces = keys.of_topic(name)
@@ -229,6 +232,17 @@ class Model:
             for put in jobs:
                 self.topics[put.topic].delivery = deliveries[put.topic]
         return len(writes)
+
+    def adopt(self, put: Put, on_conflict: OnConflict, tag: str, least: int, now: int) -> Adopted:
+        if tag not in self.unacked:
+            return Adopted.GONE
+        assert put.at_us is not None
+        if put.at_us <= now or put.at_us < now + least:
+            return Adopted.SOON
+        if self.put([put], DELIVERIES, on_conflict, Origin.NEW, now) is None:
+            return Adopted.EXISTS
+        del self.unacked[tag]
+        return Adopted.OK
 
     def delete(
         self, name: str, ids: Sequence[str], bodies: Sequence[bytes] | None, lease: int | None, now: int
@@ -542,6 +556,30 @@ class Scripts(RuleBasedStateMachine):
         except AlreadyScheduled:
             stored = None
         assert expected == stored
+
+    @rule(
+        put=PUTS,
+        on_conflict=st.sampled_from([*OnConflict, OnConflict.REPLACE]),
+        least=st.sampled_from([0, 0, 500]),
+        delivered=st.sampled_from([True, True, False]),
+    )
+    def adopt(self, put: dict, on_conflict: OnConflict, least: int, delivered: bool) -> None:
+        if delivered:
+            self.model.unacked["tag"] = float(self.now)
+            self.store.client.hset("unacked", "tag", "message")
+            self.store.client.zadd("unacked_index", {"tag": self.now})
+        job = self._put(Origin.NEW, **{**put, "relative": 0})
+        if self._was_reserved(job.topic, str(job.id)):
+            return
+        expected = self.model.adopt(job, on_conflict, "tag", least, self.now)
+        unacked = ("unacked", "unacked_index")
+        delivery = DELIVERIES[job.topic]
+        assert expected is self.store.adopt(job, delivery, on_conflict, "tag", unacked, least_us=least, now_us=self.now)
+
+    def _was_reserved(self, name: str, id: str) -> bool:
+        """Whether there is or was a lease, of which a verb for stores without leases knows nothing."""
+        topic = self.model.topics[name]
+        return id in topic.leases or (id in topic.jobs and topic.jobs[id].attempts > 0)
 
     def _put(self, origin: Origin, away: int, relative: int = 0, **given: object) -> Put:
         if origin is Origin.RESTORED and "max_wait_us" in given:  # the first put itself

@@ -74,6 +74,28 @@ CALLS = {
             ("body", ANY),
         ],
     ),
+    "adopt": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.beat, "unacked", "unacked_index"),
+            *keys.of_topic("q"),
+        ],
+        [
+            ("", ANY),
+            (NOW, NO_TIME),
+            ("tag", ANY),
+            (3, (*NO_NUMBER_NOR_NONE, "-1")),
+            (60, NO_TIME),
+            ("replace", ("", "perhaps")),
+            ("q", ANY),
+            (QUEUE.dumps(), ANY),
+            ("new", ("",)),
+            (NOW + 9, (*NO_DUE, "1e15", "-1", " 5", "+5")),
+            (6, ("", "high")),
+            (LATEST_US, (*NO_NUMBER, "-1")),
+            (60, (*NO_NUMBER, "-1")),
+            ("body", ANY),
+        ],
+    ),
     "restore": Call(
         lambda keys: [
             *(keys.index, keys.topics, keys.holds, *keys.of_topic("q")),
@@ -263,6 +285,8 @@ def store(store: Store) -> Store:
     put(store, job("a", 5, step=3, max_wait_us=50, grace_us=70), job("tie", 5), job("late", 900_000), job("gone", 9))
     store.resume("q", 2.0, now_us=NOW + 10)
     store.delete("q", ["gone"], lease_us=0, now_us=NOW)
+    store.client.hset("unacked", "tag", "message")
+    store.client.zadd("unacked_index", {"tag": 1})
     return store
 
 
@@ -313,7 +337,7 @@ def test_an_unusable_argument_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     "verb",
     [
-        *("put", "restore", "delete", "move", "dispatch", "pause", "purge", "page"),
+        *("put", "restore", "adopt", "delete", "move", "dispatch", "pause", "purge", "page"),
         *("reserve", "ack", "release", "extend", "requeue", "pull"),
     ],
 )
