@@ -117,7 +117,7 @@ def test_inspect(server: RedisServer) -> None:
         answers = json.loads(project.celery("inspect", *both, "--json", "delayq").stdout)
         states = {name.partition("@")[2]: state for name, state in answers.items()}
 
-        assert states[other.name] == {"running": False}
+        assert states[other.name] == {"running": False, "adopting": True, "adopted": 0}
         state = states[worker.name]
         assert (state["running"], state["moved"], state["dropped"], state["errors"], state["orphans"]) == (
             True,
@@ -127,6 +127,7 @@ def test_inspect(server: RedisServer) -> None:
             0,
         )
         assert state["active"] is True
+        assert (state["adopting"], state["adopted"]) == (True, 0)
         assert state["passes"] > 0
         assert 0 <= state["lag"] < 60
         assert state["last_pass"].endswith("+00:00")
