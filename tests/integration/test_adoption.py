@@ -13,7 +13,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.worker import state
-from kombu import Consumer, Message, Queue
+from kombu import Consumer, Message, Producer, Queue
 from kombu.common import Broadcast
 from kombu.exceptions import ContentDisallowed
 
@@ -237,13 +237,14 @@ def test_a_foreign_producer(app: Celery, stock: Celery, inside: Inside) -> None:
 def test_a_broadcast(make_app: Callable[..., Celery], inside: Inside) -> None:
     """Each worker has its own copy; none of them may put it for all."""
     queue = Broadcast("all", queue="mine", auto_delete=False)
-    app, stock = make_app(), make_app(joined=False, task_queues=[queue])
-    with worker(app, queue) as one, stock.producer_or_acquire() as producer:
-        queue.exchange(producer.channel).declare()
+    app = make_app()
+    with worker(app, queue) as one:
         while not inside.client.pubsub_numpat():
             with suppress(OSError):  # nothing comes, but it subscribes
                 one.channel.connection.client.drain_events(timeout=0.1)
-        stock.send_task("add", queue=queue, eta=THEN, producer=producer)
+        headers = {"task": "add", "id": "a", "eta": THEN.isoformat()}
+        with Producer(one.channel) as producer:
+            producer.publish([[], {}, {}], exchange=queue.exchange, routing_key="", serializer="json", headers=headers)
         message = one.work()
         assert one.held == [message]
     assert inside.waiting() == []
