@@ -21,6 +21,7 @@ from .clock import moment_of, seconds_of
 from .control import Control
 from .delivery import Delivery
 from .dispatcher import Dispatcher
+from .draining import Drained, drain
 from .errors import ImproperlyConfigured
 from .events import Events, rank_states
 from .finisher import Finisher
@@ -188,6 +189,30 @@ class DelayQ(Control):
         """
         return bulk.apply_many(self.app, items, self.apply_at, self.publishing, batch_size)
 
+    def drain(self, queue: str | None = None, progress: Callable[[int, int], None] | None = None) -> Drained:
+        """Give what waits back to stock Celery: published now, each task with its ``eta``, to its queue and with its
+        priority. So the way out of celery_delayq is as short as the way in.
+
+        Each task is either waiting or published, whenever this is broken off; the same call goes on. Stock workers hold
+        in memory what they receive; a task that is due later than the broker's visibility timeout they run more than
+        once. ``late="drop"`` and ``max_wait`` mean nothing any more.
+
+        Workers that adopt put the tasks back at once: first switch ``delayq_intercept`` off in producers and workers.
+
+        Args:
+            queue: only what waits for this queue, also if that is paused; by default for all that are not.
+            progress: called now and then with how many tasks were given back, and how many waited at the start.
+
+        Returns:
+            What was given back, and what was not.
+        """
+        return drain(self, queue, progress)
+
+    def adopters(self, timeout: float = 1.0) -> list[str]:
+        """The workers that adopt delayed tasks, of those that answer in so many seconds."""
+        replies = self.app.control.broadcast("delayq", reply=True, timeout=timeout) or []
+        return sorted(name for reply in replies for name, said in reply.items() if _is_adopter(said))
+
     def _apply(
         self,
         task: Task | Signature | str,
@@ -314,6 +339,11 @@ class DelayQ(Control):
         own = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
         given = {**own, **(self.app.conf.broker_transport_options or {})}
         return self.app.connection_for_read(transport_options=given)
+
+
+def _is_adopter(said: object) -> bool:
+    """Whether a worker that is asked for its dispatcher says so. One without celery_delayq answers something else."""
+    return isinstance(said, Mapping) and bool(said.get("adopting"))
 
 
 def _delayq_of(task: Task | Signature | str) -> DelayQ:

@@ -14,6 +14,7 @@ from typing import Any
 from celery.utils.time import maybe_iso8601
 from kombu import Queue
 
+from .clock import text_of, to_us
 from .errors import shortened
 
 #: The property that keeps the ``eta`` header's value. A property and not a header: Celery copies headers that it does
@@ -81,20 +82,22 @@ def read_name(text: bytes) -> str | None:
     return name or None
 
 
-def with_eta(body: bytes, due: str | None = None) -> bytes:
-    """A message as Celery would have sent it: what :func:`without_eta` and the store's publisher made, undone.
+def with_eta(body: bytes, due_us: int | None = None) -> bytes:
+    """What waits as Celery would have sent it: what :func:`without_eta` has done, undone.
 
     Args:
-        due: the ``eta`` header, if the one that was asked for holds no more.
+        due_us: when it is due. If that is another time than it was asked for, since it was moved, the ``eta`` says it.
 
     Raises:
-        ValueError, TypeError, LookupError: it is no such message.
+        ValueError, TypeError, LookupError, AttributeError: it is no such message.
     """
     message = json.loads(body)
     headers, properties = message["headers"], message["properties"]
     asked = properties.pop(DUE_PROPERTY, None)
     properties.pop(PUT_PROPERTY, None)
-    headers["eta"] = due if due is not None else asked
+    # Jobs of one due stand up to 999 us apart.
+    moved = due_us is not None and (asked is None or abs(due_us - to_us(read_eta(asked))) > 999)
+    headers["eta"] = text_of(due_us) if moved and due_us is not None else asked
     return json.dumps(message).encode()
 
 

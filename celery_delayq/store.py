@@ -335,6 +335,19 @@ class Store(Leasing):
         names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *self._of_topic(topic)]
         return int(script("purge")(self.client, names, [topic]))
 
+    def drain(self, topic: str, delivery: Delivery, jobs: Sequence[tuple[Waiting, bytes]]) -> list[bool]:
+        """Push waiting jobs of *topic* to its ready lists, each with another body. For each: True if it was still as it
+        was read, and waits no more.
+        """
+        if not jobs:
+            return []
+        keys = self.keys
+        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic(topic), *delivery.lists]
+        args: list[Value] = [topic, or_empty(delivery.expires_ms), *delivery.steps]
+        for job, body in jobs:
+            args += job.id, job.due_us, _digest(job.body), body
+        return [bool(pushed) for pushed in script("drain")(self.client, names, args)]
+
     def pause(self, topic: str) -> bool:
         """Let none of a topic's jobs leave. True: it was not paused before."""
         return bool(script("pause")(self.client, [self.keys.index, self.keys.holds, self.keys.rates], [topic]))

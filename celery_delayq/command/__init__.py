@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import changing, reading, transferring
+from . import changing, draining, reading, transferring
 from .group import delayq
 
-__all__ = ["changing", "delayq", "reading", "transferring"]
+__all__ = ["changing", "delayq", "draining", "reading", "transferring"]

@@ -30,7 +30,7 @@ def code(source: str) -> str:
 def test_the_verbs_are_here() -> None:
     """Every verb of the store is one file."""
     reading = {"tick", "page"}
-    writing = {"put", "restore", "adopt", "delete", "move", "dispatch", "pause", "resume", "purge"}
+    writing = {"put", "restore", "adopt", "delete", "move", "drain", "dispatch", "pause", "resume", "purge"}
     leasing = {"reserve", "ack", "release", "extend", "requeue", "pull", "revive", "discard"}
     assert reading | writing | leasing | {"claim", "forget"} == set(SOURCES)
 

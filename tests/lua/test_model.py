@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
 from celery_delayq.job import Adopted, Aside, Move, Moved, OnConflict, Origin, Put, Reserved, Tell
+from celery_delayq.job import Waiting as JobAsRead
 from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Contents, contents_of
@@ -287,6 +288,21 @@ class Model:
         self._count("cancelled", name, purged)
         self._tidy(name)
         return purged
+
+    def drain(self, name: str, delivery: Delivery, jobs: Sequence[tuple[JobAsRead, bytes]]) -> list[bool]:
+        topic, pushed = self.topics[name], []
+        for told, body in jobs:
+            id = told.id.decode()
+            job = topic.jobs.get(id)
+            pushed.append(job is not None and (job.score, job.body) == (told.due_us, told.body))
+            if job is not None and pushed[-1]:
+                del topic.jobs[id]
+                key = [key for step, key in zip(delivery.steps, delivery.lists, strict=True) if step <= job.step][-1]
+                self.ready[key] = [body, *self.ready.get(key, [])]
+        self._count("moved", name, sum(pushed))
+        if any(pushed):
+            self._tidy(name)
+        return pushed
 
     def pause(self, name: str) -> bool:
         paused = self.holds.get(name) != math.inf
@@ -817,6 +833,19 @@ class Scripts(RuleBasedStateMachine):
             self._delete(name, list(self.model.topics[name].jobs), None, None)
         else:
             self.store.client.script_flush()
+
+    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=3), as_read=st.booleans())
+    def drain(self, name: str, picks: list[int], as_read: bool) -> None:
+        jobs = []
+        for pick in picks:
+            id = self._pick(name, pick)
+            if self._was_reserved(name, id):
+                continue
+            job = self.model.topics[name].jobs.get(id) or Job(self.now, b"one", 0, None, None)
+            due_us, body = (job.score, job.body) if as_read else (job.score + pick % 2, b"two")
+            jobs.append((JobAsRead(name, id.encode(), due_us, body), b"with an eta"))
+        delivery = self.model.topics[name].delivery or DELIVERIES[name]
+        assert self.model.drain(name, delivery, jobs) == self.store.drain(name, delivery, jobs)
 
     @rule(name=TOPICS, interval=INTERVALS)
     def resume(self, name: str, interval: float | None) -> None:

@@ -5,6 +5,7 @@ One table for all of them, so that no key and no argument of any script is left 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,22 @@ CALLS = {
             *((step, ("", "high") if step else ANY) for step in QUEUE.steps),
             ("jobs", ("", "all", "due")),
             ("body", ANY),
+        ],
+    ),
+    "drain": Call(
+        lambda keys: [
+            *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals),
+            *keys.of_topic("q"),
+            *QUEUE.lists,
+        ],
+        [
+            ("q", ANY),
+            (60_000, (*NO_NUMBER, "0", "-1", "1e300")),
+            *((step, ("", "high")) for step in QUEUE.steps),
+            ("late", ANY),
+            (NOW + 900_000, (*NO_NUMBER_NOR_NONE, "inf")),
+            (hashlib.sha1(b"body of late").hexdigest(), ("", *NO_DIGEST)),
+            ("other", ANY),
         ],
     ),
     "tick": Call(
@@ -337,7 +354,7 @@ def test_an_unusable_argument_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     "verb",
     [
-        *("put", "restore", "adopt", "delete", "move", "dispatch", "pause", "purge", "page"),
+        *("put", "restore", "adopt", "delete", "move", "drain", "dispatch", "pause", "purge", "page"),
         *("reserve", "ack", "release", "extend", "requeue", "pull"),
     ],
 )
