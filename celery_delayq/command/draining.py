@@ -82,5 +82,5 @@ def _due_too_late(app: DelayQ, queue: str | None) -> str:
         return ""
     return (
         f"{count:,} of these {'is' if count == 1 else 'are'} due later than the broker's visibility timeout of "
-        f"{tell_length(timeout)}: stock Celery may run such a task more than once; broker_transport_options can raise it"
+        f"{tell_length(timeout)}: stock Celery may run such a task twice; broker_transport_options can raise it"
     )

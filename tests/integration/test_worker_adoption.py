@@ -76,8 +76,6 @@ def test_delayed_tasks_of_old_producers(
             plain = project.send(queue=queue)
             project.ledger.wait_for([plain])
             wait_for(lambda: client.hlen(f"{prefix}unacked") == 0, "every delivery is acknowledged")
-            assert waiting(client, queue, prefix) + len(project.ledger.lines()) >= 50
-
             project.ledger.wait_for(soon)
             (said,) = (project.app.control.inspect(timeout=10, limit=1).stats() or {}).values()
             (state,) = (project.app.control.inspect(timeout=10, limit=1)._request("delayq") or {}).values()
@@ -124,11 +122,11 @@ def test_workers_that_are_killed_while_they_adopt(server: RedisServer) -> None:
     (Stock Kombu can lose the one that it has just popped, and not yet written down as delivered.)
     """
     with Project(server.url(6)) as project, old_producer(project) as old, server.client(6) as client:
-        ids = send(old, 3000, 3600)
+        ids = send(old, 600, 3600)
         kills = 0
-        while client.llen("celery") and kills < 4:
+        while client.llen("celery") and kills < 3:
             with project.worker() as worker:
-                mark = waiting(client) + 150
+                mark = waiting(client) + 50
                 wait_for(lambda mark=mark: waiting(client) >= mark or not client.llen("celery"), "it adopts")  # type: ignore[misc]
                 worker.kill()
             kills += 1
@@ -138,7 +136,7 @@ def test_workers_that_are_killed_while_they_adopt(server: RedisServer) -> None:
 
         assert set(places.values()) == {1}
         assert len(set(ids) - set(places)) <= kills
-        assert waiting(client) >= 150 * kills
+        assert waiting(client) >= 50 * kills
         assert client.hlen("delayq:{0}:jobs:celery") == waiting(client)
 
 
