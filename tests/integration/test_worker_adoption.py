@@ -90,26 +90,27 @@ def test_delayed_tasks_of_old_producers(
 
 def test_an_upgrade_with_tasks_in_the_hands_of_old_workers(server: RedisServer) -> None:
     """Old workers hold delayed tasks, one is killed, the others stop; each task runs once, from the schedule."""
-    options = {"broker_transport_options": {"visibility_timeout": 1}}
     with (
-        Project(server.url(5), joined=False, **options) as before,
-        Project(server.url(5), **options) as after,
+        Project(server.url(5), joined=False) as before,
+        Project(server.url(5)) as after,
         old_producer(before) as old,
         server.client(5) as client,
     ):
         with before.worker("--prefetch-multiplier=1") as stopped, before.worker("--prefetch-multiplier=1") as killed:
             for worker in (stopped, killed):
                 worker.await_ready(dispatcher=False)
-            ids = send(old, 30, 15)
+            ids = send(old, 30, 3600)
             wait_for(lambda: client.hlen("unacked") == 30, "old workers hold all of them")
             killed.kill()
             stopped.signal(signal.SIGTERM)
             stopped.wait()
-        with after.worker(pool="solo") as worker, old.connection_for_read() as connection:
+        impatient = old.connection_for_read(transport_options={"visibility_timeout": 1})
+        with after.worker(pool="solo") as worker, impatient as connection:
             worker.await_ready()
             # What workers do now and then, every 100 seconds by default: give out anew what has been held too long.
             restore = connection.default_channel.qos.restore_visible
             wait_for(lambda: restore(interval=1) or waiting(client) == 30, "all wait in Redis, the killed worker's too")
+            assert after.app.delayq.run_now(*ids) == 30
             after.ledger.wait_for(ids)
         assert after.ledger.runs() == dict.fromkeys(ids, 1)
         assert before.ledger.runs() == {}
