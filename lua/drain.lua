@@ -21,7 +21,7 @@
 --          sha1      hex digest: only while this is its body's
 --          body      what is pushed in place of that
 --
--- Returns  {1 | 0, ...}      for each job: 1 if it was pushed and waits no more, 0 if it does not wait, or not as it was
+-- Returns  {1 | 0, ...}      for each job: 1 if it was pushed and waits no more, 0 if it does not wait, or not so
 --          error WRONGTYPE   a key holds something else; nothing was moved
 --          error BADARG      an argument is unusable; nothing was moved
 --
