@@ -58,6 +58,8 @@ def main() -> int:
     try:
         outcome = Storm(wish, folder, say).run()
         good = outcome.verdict.is_good
+        (folder / "events").write_text("".join(f"{at:.3f} {what}\n" for at, what in outcome.events))
+        (folder / "taken").write_text("".join(f"{id} {times}\n" for id, times in outcome.taken.items()))
     finally:
         if good and not options.keep:
             shutil.rmtree(folder, ignore_errors=True)

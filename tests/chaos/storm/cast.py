@@ -27,7 +27,6 @@ CONF: dict[str, Any] = {
     "task_ignore_result": True,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "delayq_batch_size": 50,  # many calls, so that many are cut off
     "broker_transport_options": {"visibility_timeout": 6 * 3600},
 }
 
