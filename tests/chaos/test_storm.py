@@ -40,7 +40,7 @@ def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not here")
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "tests.chaos.storm", "--report", str(report), "--seed", "20261122"]
-    command += ["--tasks", "1000", "--kills", str(KILLS_OF_A_DECK), "--pace", "300", "--every", "0.35"]
+    command += ["--tasks", "500", "--kills", str(KILLS_OF_A_DECK), "--pace", "300", "--every", "0.45"]
     command += ["--countdown", "3", "6"]
     storm = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -51,8 +51,8 @@ def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
         storm.wait(PATIENCE)
     assert storm.returncode == 0, said
     told = json.loads(report.read_text())
-    assert told["put"]["acknowledged"] >= 1000
-    assert told["watched"]["handed over"] > 800
+    assert told["put"]["acknowledged"] >= 500
+    assert told["watched"]["handed over"] > 300
     assert told["faults"].keys() == {card.kind for card in DECK}
 
 

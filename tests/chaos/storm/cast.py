@@ -99,8 +99,7 @@ def cast(
     roles += [worker(f"worker-{pool}", pool) for pool in ("prefork", "threads", "gevent", "eventlet", "solo")]
     roles += [dispatcher(f"dispatcher-{number}") for number in (1, 2, 3)]
     if with_clocks:
-        roles += [worker("worker-ahead", "threads", clock=AHEAD), worker("worker-behind", "threads", clock=BEHIND)]
-        roles += [dispatcher("dispatcher-ahead", AHEAD), dispatcher("dispatcher-behind", BEHIND)]
+        roles += [worker("worker-ahead", "threads", clock=AHEAD), dispatcher("dispatcher-behind", BEHIND)]
     return roles
 
 
