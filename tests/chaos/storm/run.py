@@ -91,10 +91,12 @@ class Outcome:
     def explain(self, task_id: str, around: float = 3.0) -> str:
         """What is known of one task: when it was sent, was due and was taken, and the faults about these times."""
         attempt, times = self.attempts.get(task_id), self.taken.get(task_id, [])
-        lines = [f"{task_id}: {attempt}; taken at {', '.join(f'{at:.3f}' for at in times) or 'no time'}"]
+        lines = [f"{task_id}: {attempt}", f"    taken at: {', '.join(f'{at:.3f}' for at in times) or 'no time'}"]
         moments = list(times)
         if attempt is not None:
-            moments += [attempt.begun, attempt.ended, attempt.begun + attempt.countdown]
+            due = attempt.begun + attempt.countdown
+            lines.append(f"    due at: {due:.3f} or later")
+            moments += [attempt.begun, attempt.ended, due]
         for at, what in self.events:
             if any(abs(at - moment) <= around for moment in moments):
                 lines.append(f"    {at:.3f} {what}")
