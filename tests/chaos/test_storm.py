@@ -164,7 +164,7 @@ def echo() -> Iterator[tuple[int, list[bytes]]]:
 
 def test_the_network_can_be_cut() -> None:
     """Reset, refused, or a black hole that lets through what was sent into it by who is still there."""
-    with echo() as (port, got), Network(port, ["rack", "other"]) as network:
+    with echo() as (port, got), Network({"rack": port, "other": port}) as network:
 
         def connect(rack: str = "rack") -> socket.socket:
             return socket.create_connection(("127.0.0.1", network.port(rack)), timeout=PATIENCE)

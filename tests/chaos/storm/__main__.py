@@ -34,6 +34,9 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--countdown", type=float, nargs=2, default=(12.0, 25.0), help="seconds that a task waits, from and to"
     )
+    parser.add_argument(
+        "--relay", choices=["redis", "rabbitmq"], help="relay mode: the broker is another server; else direct mode"
+    )
     parser.add_argument("--keep", action="store_true", help="leave logs and ledgers there also if all is well")
     parser.add_argument("--report", type=Path, action="append", default=[], help="a file to write, .md or .json")
     return parser.parse_args(arguments)
@@ -53,7 +56,15 @@ def main() -> int:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
     folder = Path(tempfile.mkdtemp(prefix="delayq-storm-"))
-    wish = Wish(options.tasks, options.kills, options.seed, options.pace, options.every, tuple(options.countdown))
+    wish = Wish(
+        options.tasks,
+        options.kills,
+        options.seed,
+        options.pace,
+        options.every,
+        tuple(options.countdown),
+        options.relay,
+    )
     good = False
     try:
         outcome = Storm(wish, folder, say).run()

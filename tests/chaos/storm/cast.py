@@ -15,20 +15,24 @@ WATCHED, CONSUMED = ("watched-0", "watched-1"), "consumed"
 #: Kombu's priority steps, and what it puts between a queue's name and one of them.
 STEPS, SEPARATOR = (0, 3, 6, 9), "\x06\x16"
 
-#: Where all participants of a rack lose the network at once.
+#: Where all participants of a rack lose the network at once: that to the Redis in which tasks wait.
 RACKS = ("rack-1", "rack-2", "rack-3")
+
+#: The network to the broker, if that is another server. One for all, since a broker has one name.
+BROKER_RACK = "rack-broker"
 
 #: An hour ahead, an hour behind.
 AHEAD, BEHIND = "+3600s", "-3600s"
 
-#: What the apps have in common. Stock Kombu redelivers after the visibility timeout: here after the storm, so that
-#: what is left in ``unacked`` can be counted.
+#: What the apps have in common.
 CONF: dict[str, Any] = {
     "task_ignore_result": True,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "broker_transport_options": {"visibility_timeout": 6 * 3600},
 }
+
+#: Stock Kombu redelivers after the visibility timeout: here after the storm, so that what is left can be counted.
+REDIS_OPTIONS = {"visibility_timeout": 6 * 3600}
 
 
 def ready_lists() -> list[str]:
@@ -38,31 +42,30 @@ def ready_lists() -> list[str]:
 
 def cast(
     folder: Path,
-    url_of: Callable[[str], str],
+    conf_of: Callable[[str], Mapping[str, Any]],
     seed: int,
     pace: float,
     countdown: Sequence[float],
     *,
     with_clocks: bool,
-    conf: Mapping[str, Any] | None = None,
 ) -> list[Role]:
     """The roles, spread over the racks.
 
     Args:
-        url_of: the broker's URL in a rack.
+        conf_of: of ``app.conf``, what depends on the rack: the broker's URL, for one.
         pace: tasks a second of all producers together.
         countdown: seconds, from and to.
         with_clocks: some have a wrong clock; takes the library of ``faketime``.
-        conf: more of ``app.conf``.
     """
     racks = _around(RACKS)
 
     def role(name: str, module: str, *arguments: str, clock: str = "", is_fresh: bool = False, **own: Any) -> Role:
         rack = next(racks)
-        options = {**CONF["broker_transport_options"], **own}
+        conf = {**CONF, **conf_of(rack)}
+        if conf["broker_url"].startswith("redis:"):
+            conf["broker_transport_options"] = {**REDIS_OPTIONS, **own}
         environment = {
-            "STORM_BROKER": url_of(rack),
-            "STORM_CONF": json.dumps({**CONF, **(conf or {}), "broker_transport_options": options}),
+            "STORM_CONF": json.dumps(conf),
             "STORM_RUNS": str(folder / "runs"),
         }
         group = name.partition("-")[0]

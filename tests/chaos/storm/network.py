@@ -9,7 +9,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -63,7 +63,7 @@ class Link:
     async def _reach(self) -> None:
         try:
             loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: self.far, "127.0.0.1", self.rack.network.server_port)
+            await loop.create_connection(lambda: self.far, "127.0.0.1", self.rack.server_port)
         except OSError:  # the server is down
             self.far.gone = True
             self.lost(self.far)
@@ -98,8 +98,9 @@ class Link:
 class Rack:
     """The proxy of some participants."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, server_port: int) -> None:
         self.network = network
+        self.server_port = server_port
         self.links: set[Link] = set()
         self.is_hole = False
         self._server: asyncio.Server | None = None
@@ -141,17 +142,16 @@ class Rack:
 
 
 class Network:
-    """A proxy for each of *racks*, to the server on loopback that listens on *server_port*."""
+    """A proxy for each of *racks*: its name, and the port of the server on loopback that it leads to."""
 
-    def __init__(self, server_port: int, racks: Sequence[str]) -> None:
-        self.server_port = server_port
+    def __init__(self, racks: Mapping[str, int]) -> None:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._racks = {rack: Rack(self) for rack in racks}
+        self._racks = {rack: Rack(self, port) for rack, port in racks.items()}
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
 
     def port(self, rack: str) -> int:
-        """Where the participants of a rack find the server."""
+        """Where the participants of a rack find their server."""
         return int(self._racks[rack].port)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -186,11 +186,10 @@ class Participant:
         self.kill()  # its children
         return True
 
-    def said(self, text: str) -> bool:
-        """Whether *text* is in its log."""
-        return self.log.exists() and text in self.log.read_text(errors="replace")
+    def said(self) -> str:
+        """Its log."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def last_words(self, lines: int = 60) -> str:
         """The end of its log."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(self.said().splitlines()[-lines:])

@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-REDIS = "redis"
+#: The Redis in which tasks wait; and in relay mode, the broker.
+REDIS, BROKER = "redis", "broker"
 
 
 class Fault(NamedTuple):
@@ -67,6 +68,9 @@ DECK = (
     Card("network black hole", 1, "rack", 0.2, 3.0),
 )
 
+#: What comes on top of it in relay mode.
+RELAY = (Card("kill broker", 1, BROKER, 0.05, 1.0),)
+
 #: In every tenth deck, from the third on: longer than every timeout that a dispatcher has.
 LONG = (
     Card("stop dispatcher", 1, "dispatcher", 30.0, 30.0),
@@ -78,17 +82,18 @@ LONG_EVERY, LONG_FIRST = 10, 2
 KILLS_OF_A_DECK = sum(card.copies for card in DECK if card.kind.startswith("kill"))
 
 
-def faults(seed: int, every: float, groups: Mapping[str, Sequence[str]]) -> Iterator[Fault]:
+def faults(seed: int, every: float, groups: Mapping[str, Sequence[str]], more: Sequence[Card] = ()) -> Iterator[Fault]:
     """Faults without end.
 
     Args:
         every: seconds from one to the next, on average.
         groups: the names that a fault may hit: "producer", "worker", "dispatcher", "rack".
+        more: cards for every deck.
     """
     chance = random.Random(seed)
     number = 0
     while True:
-        cards = [*DECK, *(LONG if number % LONG_EVERY == LONG_FIRST else ())]
+        cards = [*DECK, *more, *(LONG if number % LONG_EVERY == LONG_FIRST else ())]
         deck = [card for card in cards for _ in range(card.copies)]
         chance.shuffle(deck)
         for card in deck:

@@ -19,7 +19,7 @@ from celery_delayq.clock import SECOND_US, from_us
 from .project import app, note
 
 #: How many calls store several tasks at once, all or nothing; and how many tasks these are.
-BATCHES, BATCH = 0.05, 20
+BATCHES, BATCH = 0.05, 60
 
 #: Of the tasks that are sent alone: how many go to the queue that workers consume; and how many have a priority, or an
 #: ``eta`` in place of a countdown.

@@ -9,7 +9,7 @@ from celery import Celery, Task
 
 from celery_delayq import DelayQ
 
-app = Celery("storm", broker=os.environ["STORM_BROKER"])
+app = Celery("storm")
 app.conf.update(json.loads(os.environ["STORM_CONF"]))
 DelayQ(app)
 

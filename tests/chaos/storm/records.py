@@ -130,11 +130,10 @@ class Watch:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Watch:
+    def start(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def stop(self) -> None:
         self._over.set()
         self._thread.join(60)
         self._client.close()

@@ -20,7 +20,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
     wish, verdict, after = outcome.wish, outcome.verdict, outcome.after
     late, outside = sorted(verdict.lateness), sorted(verdict.late_outside)
     return {
-        "mode": "direct",
+        "mode": f"relay to {wish.relay}" if wish.relay else "direct",
         "good": verdict.is_good,
         "seed": wish.seed,
         "seconds": round(outcome.seconds, 1),
@@ -44,6 +44,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
             "torn batches": len(verdict.torn),
             "unacknowledged, handed over": verdict.stored_unacked,
             "resent after the hand-over, as documented": len(verdict.resent),
+            **({"published again, as documented": len(verdict.republished)} if wish.relay else {}),
         },
         "consumed": after and {**vars(after), "gone": after.gone},
         "lateness (s)": {
@@ -56,7 +57,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "other faults": verdict.faults,
         "versions": {
             "Python": platform.python_version(),
-            "Redis": outcome.server_version,
+            **outcome.server_versions,
             **{name: version(name) for name in ("celery-delayq", "celery", "kombu", "redis")},
         },
     }
@@ -78,6 +79,7 @@ def command(outcome: Outcome) -> str:
     return (
         f"python -m tests.chaos.storm --tasks {wish.tasks} --kills {wish.kills} --seed {wish.seed} "
         f"--pace {wish.pace:g} --every {wish.every:g} --countdown {wish.countdown[0]:g} {wish.countdown[1]:g}"
+        + (f" --relay {wish.relay}" if wish.relay else "")
     )
 
 
@@ -99,8 +101,9 @@ def violations(outcome: Outcome) -> list[str]:
 def as_markdown(outcome: Outcome) -> str:
     """The figures as tables."""
     told = figures(outcome)
+    result = "every promise kept" if told["good"] else "PROMISES BROKEN"
     parts = [
-        f"# Storm of seed {told['seed']}: {'every promise kept' if told['good'] else 'PROMISES BROKEN'}",
+        f"# Storm of seed {told['seed']}, {told['mode']}: {result}",
         f"`{command(outcome)}`: {told['seconds']:g} s, {told['kills']} kills; "
         + ", ".join(f"{name} {number}" for name, number in told["versions"].items()),
         _table("put", told["put"]),

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import heapq
-import json
-import socket
+import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from random import Random
+from typing import Any
 
 import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
 from celery_delayq import embedded
-from celery_delayq.embedded import RedisServer, servers
 from celery_delayq.keys import Keys
+from tests.rabbit import RabbitServer
 
-from .cast import CONSUMED, RACKS, cast, ledger_of, ready_lists
+from .cast import BROKER_RACK, CONSUMED, RACKS, WATCHED, cast, ledger_of, ready_lists
 from .network import Network
 from .participants import Participant, faketime
-from .plan import REDIS, Fault, faults
-from .records import Attempt, Watch, count_acked, read_attempts
+from .plan import BROKER, REDIS, RELAY, Fault, faults
+from .records import Attempt, count_acked, read_attempts
+from .servers import Broker, Lives, RabbitBroker, RedisBroker, client_of, lasting_redis
 from .verdict import After, Verdict, judge
 
 #: Seconds that something may take after all faults are healed, before that is a fault of its own.
@@ -38,11 +36,11 @@ STOCK_PATIENCE = 60.0
 #: Whatever of it stands in a log is a traceback.
 PACKAGE = Path(embedded.__file__).parent
 
-#: An outage counts as over so many seconds after Redis answers again.
-RECOVERY = 3.0
+#: With these words a relay tells how many it may have published in vain.
+LEASES_LOST = re.compile(r"the leases of (\d+) tasks of")
 
-#: Its snapshots and log lie on the disk before it answers; the log is rewritten often, so that a restart is quick.
-LASTING = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"]
+#: Seconds of a relay's lease: what a dead dispatcher holds comes back after that.
+LEASE = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Wish:
         pace: tasks a second.
         every: seconds from one fault to the next, on average.
         countdown: seconds that tasks wait, from and to.
+        relay: "redis" or "rabbitmq": the broker is another server; None: tasks wait in the broker itself.
     """
 
     tasks: int
@@ -63,6 +62,7 @@ class Wish:
     pace: float
     every: float
     countdown: tuple[float, float]
+    relay: str | None = None
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Outcome:
     wish: Wish
     folder: Path
     seconds: float = 0.0
-    server_version: str = ""
+    server_versions: dict[str, str] = field(default_factory=dict)
     with_clocks: bool = False
     inflicted: Counter[str] = field(default_factory=Counter)
     targets: Counter[str] = field(default_factory=Counter)
@@ -103,16 +103,6 @@ class Outcome:
         return "\n".join(lines)
 
 
-def quiet_port() -> int:
-    """A free port that the system gives to no outgoing connection: ours must still be free after a restart."""
-    chance = Random()
-    while True:
-        port = chance.randrange(15_000, 30_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 class Storm:
     """Runs once."""
 
@@ -124,23 +114,18 @@ class Storm:
         self._keys = Keys("delayq")
         self._heals: list[tuple[float, int, Callable[[], None]]] = []  # when (s, monotonic), a number, what
         self._numbers = count()
-        self._outages: list[tuple[float, float]] = []
-        self._down_since: float | None = None  # s, monotonic: since then Redis is dead
+        self._calm_since = float("inf")
 
     def run(self) -> Outcome:
         """All of it. Whatever happens, nothing that was started is left."""
         began = time.monotonic()
         with ExitStack() as stack:
-            program = list(servers().values())[-1]
-            self._server = RedisServer(program, LASTING)
-            self._server.port = quiet_port()
-            stack.enter_context(self._server)
-            # The server is restarted again and again, and a client may hold a connection to the one before.
-            again = Retry(ConstantBackoff(0.1), 5)
-            self._client = stack.enter_context(redis.Redis(port=self._server.port, socket_timeout=60, retry=again))
-            self._network = stack.enter_context(Network(self._server.port, RACKS))
-            self._watch = stack.enter_context(Watch(self._server.port, ready_lists()))
-            self.outcome.server_version = self._client.info("server")["redis_version"]
+            self._start_servers(stack)
+            racks = dict.fromkeys(RACKS, self._server.port)
+            if self._wish.relay:
+                racks[BROKER_RACK] = self._broker.port
+            self._racks = tuple(racks)
+            self._network = stack.enter_context(Network(racks))
             self._enlist()
             try:
                 for participant in self._participants.values():
@@ -155,21 +140,49 @@ class Storm:
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
 
+    def _start_servers(self, stack: ExitStack) -> None:
+        relay = self._wish.relay
+        self._server = stack.enter_context(lasting_redis())
+        store = self._lives(stack, self._server.start, self._server.stop)
+        self._servers = {REDIS: store}
+        self._client = stack.enter_context(client_of(self._server))
+        self.outcome.server_versions["Redis"] = self._client.info("server")["redis_version"]
+        if relay == "rabbitmq":
+            rabbit = stack.enter_context(RabbitServer())
+            lives = self._lives(stack, rabbit.start, rabbit.kill)
+            self._broker: Broker = RabbitBroker(rabbit, lives, WATCHED)
+            self.outcome.server_versions["RabbitMQ"] = self._broker.version()
+        elif relay == "redis":
+            other = stack.enter_context(lasting_redis())
+            self._broker = RedisBroker(other, self._lives(stack, other.start, other.stop), ready_lists())
+        else:
+            self._broker = RedisBroker(self._server, store, ready_lists())
+        if relay:
+            self._servers[BROKER] = self._broker.lives
+        stack.callback(self._broker.finish)
+
+    @staticmethod
+    def _lives(stack: ExitStack, start: Callable[[], None], kill: Callable[[], None]) -> Lives:
+        lives = Lives(start, kill)
+        stack.callback(lives.close)
+        return lives
+
     def _enlist(self) -> None:
         wish = self._wish
         self.outcome.with_clocks = faketime() is not None
-        roles = cast(
-            self._folder,
-            lambda rack: f"redis://127.0.0.1:{self._network.port(rack)}/0",
-            wish.seed,
-            wish.pace,
-            wish.countdown,
-            with_clocks=self.outcome.with_clocks,
-        )
+
+        def conf_of(rack: str) -> dict[str, Any]:
+            store_url = f"redis://127.0.0.1:{self._network.port(rack)}/0"
+            if not wish.relay:
+                return {"broker_url": store_url}
+            broker_url = self._broker.url(self._network.port(BROKER_RACK))
+            return {"broker_url": broker_url, "delayq_store_url": store_url, "delayq_lease": LEASE}
+
+        roles = cast(self._folder, conf_of, wish.seed, wish.pace, wish.countdown, with_clocks=self.outcome.with_clocks)
         self._participants = {role.name: Participant(role, self._folder) for role in roles}
         self._ledgers = [ledger_of(self._folder, role.name) for role in roles if role.group == "producer"]
         groups = {group: [r.name for r in roles if r.group == group] for group in ("producer", "worker", "dispatcher")}
-        self._faults = faults(wish.seed, wish.every, {**groups, "rack": RACKS})
+        self._faults = faults(wish.seed, wish.every, {**groups, "rack": self._racks}, RELAY if wish.relay else ())
 
     # The storm
 
@@ -177,7 +190,8 @@ class Storm:
         """Inflict faults until there were enough kills and tasks."""
         wish, outcome = self._wish, self.outcome
         # Not before everything works: a put has come through, and has been handed over.
-        self._await(lambda: bool(self._watch.taken), "the first task is handed over")
+        if not self._await(self._broker.has_any, "the first task is handed over"):
+            raise RuntimeError(f"nothing was handed over in {PATIENCE:g} seconds: see the logs in {self._folder}")
         self._say("the first task is handed over: the storm begins")
         fault = next(self._faults)
         due = time.monotonic() + fault.after
@@ -208,15 +222,17 @@ class Storm:
             heapq.heappop(self._heals)[2]()
 
     def _inflict(self, fault: Fault) -> None:
-        if self._down_since is not None and fault.target == REDIS:
-            self._later(0.1, lambda: self._inflict(fault))  # it comes as soon as there is a Redis to hit
+        server = self._servers.get(fault.target)
+        if server is not None and not server.is_up:
+            self._later(0.1, lambda: self._inflict(fault))  # it comes as soon as there is a server to hit
             return
         kind, target = fault.kind, fault.target
         self._note(f"{kind} {target} {fault.seconds:.2f} s")
         self.outcome.inflicted[kind] += 1
         self.outcome.targets[f"{kind}: {target}"] += 1
-        if kind == "kill redis":
-            self._kill_redis(fault.seconds)
+        if server is not None and fault.is_kill:
+            server.kill()
+            self._later(fault.seconds, server.start)
         elif fault.is_kill:
             participant = self._participants[target]
             participant.kill()
@@ -240,7 +256,7 @@ class Storm:
         elif kind == "client pause":
             client.client_pause(round(fault.seconds * 1000))
             now = time.monotonic()
-            self._outages.append((now - RECOVERY, now + fault.seconds + RECOVERY))
+            self._servers[REDIS].add_outage(now, now + fault.seconds)
         elif kind == "script flush":
             client.script_flush()
         elif kind == "memory limit":
@@ -250,24 +266,12 @@ class Storm:
             raise ValueError(kind)
 
     def _lift_limit(self) -> None:
-        if self._down_since is None:  # else it comes back without one
+        if self._servers[REDIS].is_up:  # else it comes back without one
             self._client.config_set("maxmemory", 0)
-
-    def _kill_redis(self, seconds: float) -> None:
-        self._server.stop()
-        self._down_since = time.monotonic()
-        self._later(seconds, self._start_redis)
-
-    def _start_redis(self) -> None:
-        self._server.start()
-        if self._down_since is not None:
-            self._outages.append((self._down_since - RECOVERY, time.monotonic() + RECOVERY))
-        self._down_since = None
-        self._note("redis is back")
 
     def _look_after(self) -> None:
         """Note who ended by himself, and let another follow."""
-        self._watch.check()
+        self._broker.check()
         for participant in self._participants.values():
             if participant.has_ended():
                 name, group = participant.role.name, participant.role.group
@@ -295,12 +299,15 @@ class Storm:
     def _calm(self) -> None:
         """Heal everything, and let the producers finish what they have begun."""
         self._say(f"{self.outcome.kills} kills: everything is healed")
-        while self._heals:
+        while self._heals:  # what waits for a server may still come, and is healed then
             self._heal_until(float("inf"))
-        for rack in RACKS:
+            time.sleep(0.05)
+        self._await(lambda: all(server.is_up for server in self._servers.values()), "all servers are back")
+        for rack in self._racks:
             self._network.heal(rack)
         for participant in self._participants.values():
             participant.start()
+        self._calm_since = time.monotonic()
         for name in self._dismiss("producer", PATIENCE):
             self.outcome.verdict.faults.append(f"{name} did not end in {PATIENCE:g} seconds after the storm")
 
@@ -314,31 +321,35 @@ class Storm:
 
     def _drain(self) -> None:
         """Wait until nothing waits any more, and nothing of ours is left."""
-        expected = {self._keys.totals.encode(), self._keys.beat.encode()}
+        expected = {key.encode() for key in (self._keys.totals, self._keys.beat, self._keys.serves)}
 
         def left() -> set[bytes]:
             return set(self._client.keys(f"{self._keys.beginning}*")) - expected
 
         if not self._await(lambda: not left(), "all tasks are handed over"):
             self.outcome.verdict.faults.append(f"{PATIENCE:g} seconds after the storm there still were {left()}")
-        self._await(lambda: not self._client.exists(*ready_lists()), "all that was handed over is taken")
+        self._await(self._broker.is_taken, "all that was handed over is taken")
         self._say("all is handed over")
 
     def _account(self) -> None:
         """Judge, and count what stock Kombu made of what it was given."""
         outcome = self.outcome
-        self._await(lambda: self._client.llen(CONSUMED) == 0, "the workers have run what is ready", STOCK_PATIENCE)
+        self._await(lambda: self._broker.is_empty(CONSUMED), "the workers have run what is ready", STOCK_PATIENCE)
         self._dismiss("worker", STOCK_PATIENCE)
-        self._watch.__exit__()
+        self._broker.finish()
         deaths = {name: participant.deaths for name, participant in self._participants.items()}
-        outcome.taken = self._watch.taken
+        outcome.taken = self._broker.taken
         outcome.attempts = read_attempts((path, deaths[path.stem]) for path in self._ledgers)
         faults_so_far = outcome.verdict.faults
-        outcome.verdict = judge(outcome.attempts, outcome.taken, CONSUMED, self._outages)
+        outcome.verdict = judge(
+            outcome.attempts,
+            outcome.taken,
+            CONSUMED,
+            [outage for server in self._servers.values() for outage in server.outages],
+            relayed_until=self._calm_since if self._wish.relay else None,
+        )
         outcome.verdict.faults += faults_so_far
-        for participant in self._participants.values():
-            if participant.said(str(PACKAGE)):  # a path of ours: the traceback of what we did not expect
-                outcome.verdict.faults.append(f"a traceback through celery_delayq in {participant.log}")
+        self._read_logs()
         totals = {
             key.decode().partition("moved:")[2]: int(number)
             for key, number in self._client.hgetall(self._keys.totals).items()
@@ -347,24 +358,46 @@ class Storm:
         outcome.after = self._stock(totals.pop(CONSUMED, 0))
         self._check_totals(sum(totals.values()), outcome.after.moved)
 
+    def _read_logs(self) -> None:
+        verdict = self.outcome.verdict
+        told = 0
+        for participant in self._participants.values():
+            text = participant.said()
+            if str(PACKAGE) in text:  # a path of ours: the traceback of what we did not expect
+                verdict.faults.append(f"a traceback through celery_delayq in {participant.log}")
+            told += sum(map(int, LEASES_LOST.findall(text)))
+        if len(verdict.in_calm) > told:
+            verdict.faults.append(
+                f"published again though nothing had died, and {told} at most were told of: {' '.join(verdict.in_calm)}"
+            )
+
     def _stock(self, moved: int) -> After:
         runs = Counter((self._folder / "runs").read_text().split())
-        ready = {json.loads(body)["headers"]["id"] for body in self._client.lrange(CONSUMED, 0, -1)} - runs.keys()
-        held = {json.loads(body)[0]["headers"]["id"] for body in self._client.hvals("unacked")} - runs.keys() - ready
+        listed, held = self._broker.left(CONSUMED)
+        ready = set(listed) - runs.keys()
+        unacked = set(held) - runs.keys() - ready
         again = sum(number > 1 for number in runs.values())
-        return After(moved, len(runs) - again, again, len(held), len(ready))
+        return After(moved, len(runs) - again, again, len(unacked), len(ready))
 
     def _check_totals(self, moved_watched: int, moved_consumed: int) -> None:
         """The store's own count must agree with what was found, and with what was put."""
         verdict = self.outcome.verdict
-        if moved_watched != verdict.watched:
-            verdict.faults.append(f"the store counts {moved_watched} tasks handed over, {verdict.watched} were found")
         attempts = [attempt for attempt in self.outcome.attempts.values() if attempt.queue == CONSUMED]
+        others = [attempt for attempt in self.outcome.attempts.values() if attempt.queue != CONSUMED]
+        if self._wish.relay:  # a job is counted when it is acked, which is once, however often it was published
+            least, most = len(self.outcome.taken), len(self.outcome.taken) + _resendings(others)
+        else:
+            least = most = verdict.watched
+        if not least <= moved_watched <= most:
+            verdict.faults.append(f"the store counts {moved_watched} tasks handed over, {least} to {most} were found")
         acked = sum(attempt.is_acked for attempt in attempts)
-        most = len(attempts)
-        # A put that outlasts its task's waiting may store it again each time.
-        most += sum(int((a.ended - a.begun) / a.countdown) for a in attempts if a.outlasted)
+        most = len(attempts) + _resendings(attempts)
         if not acked <= moved_consumed <= most:
             verdict.faults.append(
                 f"of {CONSUMED} {acked} to {most} tasks were put, but the store counts {moved_consumed} handed over"
             )
+
+
+def _resendings(attempts: Iterable[Attempt]) -> int:
+    """How many more may be stored than were put: one that outlasts its task's waiting may store it again each time."""
+    return sum(int((a.ended - a.begun) / a.countdown) for a in attempts if a.outlasted)

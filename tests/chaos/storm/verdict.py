@@ -24,6 +24,8 @@ class Verdict:
         watched: tasks that were taken from the queues that nobody consumes.
         lost, doubled, early, alien, torn: the ids of violations; torn: batches of which only a part was stored.
         resent: ids that were stored once more by a put that outlasted their waiting, as documented.
+        republished: ids that were published more than once by a relay, as documented; and of these in calm: those that
+            fell due when nothing died any more.
         stored_unacked: how many were handed over though nobody was told that they were stored.
         lateness: of each watched task whose put was acknowledged: seconds from its due time until it was taken.
         late_outside: the same of those that fell due while Redis answered.
@@ -41,6 +43,8 @@ class Verdict:
     alien: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     resent: list[str] = field(default_factory=list)
+    republished: list[str] = field(default_factory=list)
+    in_calm: list[str] = field(default_factory=list)
     stored_unacked: int = 0
     lateness: list[float] = field(default_factory=list)
     late_outside: list[float] = field(default_factory=list)
@@ -62,14 +66,19 @@ def judge(
     taken: Mapping[str, Sequence[float]],
     consumed: str,
     outages: Sequence[tuple[float, float]],
+    *,
+    relayed_until: float | None = None,
 ) -> Verdict:
     """Compare what was asked for with what was handed over.
 
     Args:
         attempts: by id.
-        taken: id -> when its messages were taken from the ready lists that nobody consumes.
+        taken: id -> when its messages were taken from the queues that nobody consumes (s, monotonic; infinity where
+            that is not known).
         consumed: the queue that workers consume; its tasks are not in *taken*.
         outages: when Redis did not answer (s, monotonic; from and to).
+        relayed_until: None in direct mode, which hands over once; in relay mode, which hands over at least once, since
+            when nothing died any more (s, monotonic).
     """
     verdict = Verdict(watched=sum(map(len, taken.values())))
     batches: dict[tuple[str, int], set[bool]] = defaultdict(set)
@@ -87,7 +96,7 @@ def judge(
         if attempt.batch:
             batches[task_id.rpartition(".")[0], attempt.batch].add(bool(times))
         if times:
-            _judge_handed_over(verdict, task_id, attempt, times)
+            _judge_handed_over(verdict, task_id, attempt, times, relayed_until)
             if attempt.is_acked:
                 _measure(verdict, attempt, times[0], outages)
         elif attempt.is_acked:
@@ -101,16 +110,27 @@ def judge(
     return verdict
 
 
-def _judge_handed_over(verdict: Verdict, task_id: str, attempt: Attempt, times: Sequence[float]) -> None:
+def _judge_handed_over(
+    verdict: Verdict, task_id: str, attempt: Attempt, times: Sequence[float], relayed_until: float | None
+) -> None:
     if not attempt.is_acked:
         verdict.stored_unacked += 1
     if len(times) > 1:
-        (verdict.resent if attempt.outlasted else verdict.doubled).append(task_id)
+        if attempt.outlasted:
+            verdict.resent.append(task_id)
+        elif relayed_until is None:
+            verdict.doubled.append(task_id)
+        else:
+            verdict.republished.append(task_id)
+            if attempt.begun + attempt.countdown >= relayed_until:
+                verdict.in_calm.append(task_id)
     if times[0] < attempt.begun + attempt.countdown - SLEW:
         verdict.early.append(task_id)
 
 
 def _measure(verdict: Verdict, attempt: Attempt, at: float, outages: Sequence[tuple[float, float]]) -> None:
+    if at == float("inf"):
+        return
     due = attempt.ended + attempt.countdown  # at the latest
     late = max(at - due, 0.0)
     verdict.lateness.append(late)
