@@ -1,0 +1,196 @@
+"""A short storm; and that a storm would notice if a promise were broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from celery_delayq.embedded import servers
+from tests.integration.worker import PATIENCE, ROOT, newest_redis
+
+from .storm.network import Network
+from .storm.participants import faketime
+from .storm.plan import DECK, KILLS_OF_A_DECK, faults
+from .storm.records import Attempt, Watch, read_attempts
+from .storm.verdict import judge
+
+ONE_REDIS = True
+
+GROUPS = {"producer": ["p"], "worker": ["w-1", "w-2"], "dispatcher": ["d"], "rack": ["r"]}
+
+SENT = Attempt("watched", 10.0, 0, begun=100.0, ended=100.1, outcome="acked")
+
+
+def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
+    """Every kind of fault, once at least: each acknowledged task is handed over exactly once, and none too early."""
+    if not servers() or faketime() is None:
+        missing = "faketime (apt install faketime)" if servers() else "a Redis server"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not here")
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "tests.chaos.storm", "--report", str(report), "--seed", "20261122"]
+    command += ["--tasks", "500", "--kills", str(KILLS_OF_A_DECK), "--pace", "300", "--every", "0.45"]
+    command += ["--countdown", "3", "6"]
+    storm = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = storm.communicate()
+    finally:  # it ends what it has started
+        with suppress(ProcessLookupError):
+            storm.send_signal(signal.SIGTERM)
+        storm.wait(PATIENCE)
+    assert storm.returncode == 0, said
+    told = json.loads(report.read_text())
+    assert told["put"]["acknowledged"] >= 500
+    assert told["watched"]["handed over"] > 300
+    assert told["faults"].keys() == {card.kind for card in DECK}
+
+
+def test_the_seed_fixes_the_faults() -> None:
+    """The same seed, the same faults, victims and times; and each kind comes once in a deck."""
+
+    def of(seed: int) -> list[object]:
+        return list(islice(faults(seed, 0.5, GROUPS), 100))
+
+    assert of(1) == of(1) != of(2)
+    assert {fault.kind for fault in islice(faults(1, 0.5, GROUPS), sum(card.copies for card in DECK))} == {
+        card.kind for card in DECK
+    }
+
+
+@pytest.mark.parametrize(
+    ("attempt", "taken", "violation"),
+    [
+        (SENT, [110.1], None),
+        (SENT, [], "lost"),
+        (SENT, [110.1, 111.0], "doubled"),
+        (SENT, [105.0], "early"),
+        (None, [110.1], "alien"),
+        (replace(SENT, outcome="kombu.exceptions.OperationalError"), [], None),
+        (replace(SENT, outcome="kombu.exceptions.OperationalError"), [110.1], None),
+        (replace(SENT, outcome="kombu.exceptions.OperationalError"), [110.1, 110.2], "doubled"),
+        (replace(SENT, outcome="cut off"), [110.1, 110.2], "doubled"),
+        (replace(SENT, ended=110.0), [110.1, 120.0], None),  # as documented: sent again after its hand-over
+    ],
+)
+def test_the_judge_sees_each_violation(attempt: Attempt | None, taken: list[float], violation: str | None) -> None:
+    """Lost, doubled, early and never sent are told apart from what may happen."""
+    verdict = judge({"id": attempt} if attempt else {}, {"id": taken} if taken else {}, "consumed", [])
+    assert verdict.violations == ({violation: ["id"]} if violation else {})
+    assert verdict.is_good == (violation is None)
+
+
+def test_the_judge_sees_a_torn_batch() -> None:
+    """Of a call that stored several at once, and failed, all or none are handed over."""
+    part = replace(SENT, batch=7, outcome="cut off")
+    attempts = {"p.1.7": part, "p.1.8": part}
+    assert judge(attempts, {}, "consumed", []).is_good
+    assert judge(attempts, {"p.1.7": [111.0], "p.1.8": [112.0]}, "consumed", []).is_good
+    assert judge(attempts, {"p.1.8": [112.0]}, "consumed", []).torn == ["p.1: batch 7"]
+
+
+def test_the_judge_sees_a_foreign_exception() -> None:
+    """``apply_async`` raises ``OperationalError``, as Celery's own does, and nothing else."""
+    odd = replace(SENT, outcome="redis.exceptions.ConnectionError")
+    assert judge({"id": odd}, {}, "consumed", []).faults != []
+
+
+def test_a_ledger_tells_how_each_attempt_ended(tmp_path: Path) -> None:
+    """What has no end was cut off by the death of its producer."""
+    ledger = tmp_path / "p.ledger"
+    ledger.write_text(
+        "begun p.1.1 100.0 q 5.0 0\nacked p.1.1 100.1\n"
+        "begun p.1.2 101.0 q 5.0 0\nkombu.exceptions.OperationalError p.1.2 102.0\n"
+        "begun p.1.3 103.0 q 5.0 0\n"
+    )
+    attempts = read_attempts([(ledger, {1: 104.5})])
+    assert [(a.outcome, a.ended) for a in attempts.values()] == [
+        ("acked", 100.1),
+        ("kombu.exceptions.OperationalError", 102.0),
+        ("cut off", 104.5),
+    ]
+
+
+def test_the_watch_writes_each_message_down_once() -> None:
+    """Also when a step of it is repeated since its answer was lost; and a message that is there twice, twice."""
+
+    def message(task_id: str) -> str:
+        return json.dumps({"headers": {"id": task_id}})
+
+    with newest_redis() as server, server.client() as client:
+        watch = Watch(server.port, ["one", "two"])
+        client.rpush("one", message("a"), message("b"), message("b"))
+        client.rename("one", "taken:0:0")  # as if the watch had done it, and not heard of it
+        client.rpush("one", message("c"))
+        client.rpush("two", message("d"))
+        watch.take()
+        watch.take()
+        assert {task_id: len(times) for task_id, times in watch.taken.items()} == {"a": 1, "b": 2, "c": 1, "d": 1}
+        assert client.keys() == []
+
+
+@contextmanager
+def echo() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that sends back what it gets; yields its port, and what it has got."""
+    got: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    Thread(target=reflect, args=(connection,), daemon=True).start()
+
+        def reflect(connection: socket.socket) -> None:
+            with closing(connection), suppress(OSError):
+                while data := connection.recv(1000):
+                    got.append(data)
+                    connection.sendall(data)
+
+        Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1], got
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_network_can_be_cut() -> None:
+    """Reset, refused, or a black hole that lets through what was sent into it by who is still there."""
+    with echo() as (port, got), Network({"rack": port, "other": port}) as network:
+
+        def connect(rack: str = "rack") -> socket.socket:
+            return socket.create_connection(("127.0.0.1", network.port(rack)), timeout=PATIENCE)
+
+        with connect() as first, connect("other") as other:
+            for end in (first, other):
+                end.sendall(b"1")
+                assert end.recv(1) == b"1"
+            network.reset("rack")
+            with pytest.raises(ConnectionResetError):
+                first.recv(1)
+            network.refuse("rack")
+            with pytest.raises(ConnectionRefusedError):
+                connect()
+            network.heal("rack")
+            with connect() as second, connect() as gone:
+                network.hole("rack")
+                second.sendall(b"2")
+                gone.sendall(b"3")
+                gone.close()
+                second.settimeout(0.1)
+                with pytest.raises(TimeoutError):
+                    second.recv(1)
+                second.settimeout(PATIENCE)
+                network.heal("rack")
+                assert second.recv(1) == b"2"
+            other.sendall(b"4")
+            assert other.recv(1) == b"4"
+            assert got == [b"1", b"1", b"2", b"4"]
