@@ -12,6 +12,7 @@ from celery import Celery, group, signals
 
 from celery_delayq import AlreadyScheduled
 from celery_delayq.clock import to_us
+from celery_delayq.events import Events
 
 from .conftest import Inside
 from .test_parity import OPTIONS, QUEUES, bind_everything, everything_ready
@@ -145,3 +146,22 @@ def test_priorities_and_prefixes_of_a_batch(make_app: Callable[..., Celery], ins
     app.delayq.apply_many([(app.signature("add", priority=priority), THEN) for priority in (7, 0, 7)])
 
     assert (inside.client.llen("shop.celery:7"), inside.client.llen("shop.celery")) == (2, 1)
+
+
+def test_what_went_the_stock_way_is_not_told_as_scheduled(
+    make_app: Callable[..., Celery], inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event task-scheduled speaks of what waits in the store, and of nothing else."""
+    told: list[int] = []
+    monkeypatch.setattr(Events, "scheduled", lambda _self, events, _producer: told.append(len(events)))
+    app = make_app(delayq_fallback="native", task_send_sent_event=True)
+
+    def send() -> None:
+        app.send_task("add", countdown=60)
+        app.delayq.apply_many([(app.signature("add"), THEN)] * 3)
+
+    send()
+    assert told == []
+    beat(inside)
+    send()
+    assert told == [1, 3]
