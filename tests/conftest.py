@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from celery import Celery
+from kombu import pools
 
 from celery_delayq import DelayQ
 from celery_delayq.embedded import RedisServer, servers
@@ -90,6 +91,7 @@ def make_app(server: RedisServer) -> Iterator[Callable[..., Celery]]:
     gc.collect()  # results tell their backend when they go: now, while it is there
     for app in apps:
         app.close()
+    pools.reset()  # its connections remember what they have declared, and the next test's server is empty
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_the_message_is_the_one_of_apply_at(
 
 def declare(app: Celery) -> None:
     """Bind all queues, as a worker would."""
-    with app.connection_for_write() as connection:
+    with app.pool.acquire() as connection:  # the one that will send: it learns the exchanges' types
         for queue in QUEUES:
             queue(connection.default_channel).declare()
 

@@ -110,7 +110,7 @@ def test_a_task_that_waits_in_two_queues_is_told_twice(make_app: Callable[..., C
     queues = [Queue(name, exchange, routing_key="news.#") for name in ("a", "b")]
     app = make_app(task_send_sent_event=True, task_queues=queues, task_default_queue="a")
     with listening(app, server) as ear:
-        with app.connection_for_write() as connection:
+        with app.pool.acquire() as connection:  # the one that will send: it learns the exchanges' types
             for queue in queues:
                 queue(connection.default_channel).declare()
         app.send_task("add", eta=SOON, exchange="news", routing_key="news.now")
