@@ -22,7 +22,7 @@ from tests.rabbit import RabbitServer
 from .cast import BROKER_RACK, CONSUMED, RACKS, WATCHED, cast, ledger_of, ready_lists
 from .network import Network
 from .participants import Participant, faketime
-from .plan import BROKER, REDIS, RELAY, Fault, faults
+from .plan import BROKER, DECK, REDIS, RELAY, Fault, faults
 from .records import Attempt, count_acked, read_attempts
 from .servers import Broker, Lives, RabbitBroker, RedisBroker, client_of, lasting_redis
 from .verdict import After, Verdict, judge
@@ -187,8 +187,9 @@ class Storm:
     # The storm
 
     def _blow(self) -> None:
-        """Inflict faults until there were enough kills and tasks."""
+        """Inflict faults until there were enough kills and tasks, and every kind of fault."""
         wish, outcome = self._wish, self.outcome
+        kinds = {card.kind for card in (*DECK, *(RELAY if wish.relay else ()))}
         # Not before everything works: a put has come through, and has been handed over.
         if not self._await(self._broker.has_any, "the first task is handed over"):
             raise RuntimeError(f"nothing was handed over in {PATIENCE:g} seconds: see the logs in {self._folder}")
@@ -197,7 +198,7 @@ class Storm:
         due = time.monotonic() + fault.after
         looked = 0.0
         acked = 0
-        while acked < wish.tasks or outcome.kills < wish.kills:
+        while acked < wish.tasks or outcome.kills < wish.kills or outcome.inflicted.keys() < kinds:
             now = time.monotonic()
             self._heal_until(now)
             if now >= due:
