@@ -17,7 +17,6 @@ import redis
 
 from celery_delayq import embedded
 from celery_delayq.keys import Keys
-from tests.rabbit import RabbitServer
 
 from .cast import BROKER_RACK, CONSUMED, RACKS, WATCHED, cast, ledger_of, ready_lists
 from .network import Network
@@ -148,9 +147,11 @@ class Storm:
         self._client = stack.enter_context(client_of(self._server))
         self.outcome.server_versions["Redis"] = self._client.info("server")["redis_version"]
         if relay == "rabbitmq":
+            from tests.rabbit import RabbitServer
+
             rabbit = stack.enter_context(RabbitServer())
             lives = self._lives(stack, rabbit.start, rabbit.kill)
-            self._broker: Broker = RabbitBroker(rabbit, lives, WATCHED)
+            self._broker: Broker = RabbitBroker(rabbit.port, lives, WATCHED)
             self.outcome.server_versions["RabbitMQ"] = self._broker.version()
         elif relay == "redis":
             other = stack.enter_context(lasting_redis())
@@ -322,7 +323,7 @@ class Storm:
 
     def _drain(self) -> None:
         """Wait until nothing waits any more, and nothing of ours is left."""
-        expected = {key.encode() for key in (self._keys.totals, self._keys.beat, self._keys.serves)}
+        expected = {f"{self._keys.beginning}{name}".encode() for name in ("totals", "beat", "serves")}
 
         def left() -> set[bytes]:
             return set(self._client.keys(f"{self._keys.beginning}*")) - expected
