@@ -26,7 +26,7 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", type=int, default=200_000, help="acknowledged tasks, at least")
     parser.add_argument(
-        "--kills", type=int, default=300, help=f"kills, at least; every {KILLS_OF_A_DECK} hold all kinds"
+        "--kills", type=int, default=300, help=f"kills, at least; in every {KILLS_OF_A_DECK} all kinds of faults come"
     )
     parser.add_argument("--seed", type=int, default=1, help="fixes the faults, their victims and their times")
     parser.add_argument("--pace", type=float, default=500.0, help="tasks a second")

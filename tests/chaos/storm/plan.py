@@ -78,7 +78,7 @@ LONG = (
 )
 LONG_EVERY, LONG_FIRST = 10, 2
 
-#: How many kills a deck holds: a storm of fewer has not seen every fault.
+#: How many kills a deck holds.
 KILLS_OF_A_DECK = sum(card.copies for card in DECK if card.kind.startswith("kill"))
 
 

@@ -17,12 +17,11 @@ import redis
 
 from celery_delayq import embedded
 from celery_delayq.keys import Keys
-from tests.rabbit import RabbitServer
 
 from .cast import BROKER_RACK, CONSUMED, RACKS, WATCHED, cast, ledger_of, ready_lists
 from .network import Network
 from .participants import Participant, faketime
-from .plan import BROKER, REDIS, RELAY, Fault, faults
+from .plan import BROKER, DECK, REDIS, RELAY, Fault, faults
 from .records import Attempt, count_acked, read_attempts
 from .servers import Broker, Lives, RabbitBroker, RedisBroker, client_of, lasting_redis
 from .verdict import After, Verdict, judge
@@ -148,9 +147,11 @@ class Storm:
         self._client = stack.enter_context(client_of(self._server))
         self.outcome.server_versions["Redis"] = self._client.info("server")["redis_version"]
         if relay == "rabbitmq":
+            from tests.rabbit import RabbitServer
+
             rabbit = stack.enter_context(RabbitServer())
             lives = self._lives(stack, rabbit.start, rabbit.kill)
-            self._broker: Broker = RabbitBroker(rabbit, lives, WATCHED)
+            self._broker: Broker = RabbitBroker(rabbit.port, lives, WATCHED)
             self.outcome.server_versions["RabbitMQ"] = self._broker.version()
         elif relay == "redis":
             other = stack.enter_context(lasting_redis())
@@ -187,8 +188,9 @@ class Storm:
     # The storm
 
     def _blow(self) -> None:
-        """Inflict faults until there were enough kills and tasks."""
+        """Inflict faults until there were enough kills and tasks, and every kind of fault."""
         wish, outcome = self._wish, self.outcome
+        kinds = {card.kind for card in (*DECK, *(RELAY if wish.relay else ()))}
         # Not before everything works: a put has come through, and has been handed over.
         if not self._await(self._broker.has_any, "the first task is handed over"):
             raise RuntimeError(f"nothing was handed over in {PATIENCE:g} seconds: see the logs in {self._folder}")
@@ -197,7 +199,7 @@ class Storm:
         due = time.monotonic() + fault.after
         looked = 0.0
         acked = 0
-        while acked < wish.tasks or outcome.kills < wish.kills:
+        while acked < wish.tasks or outcome.kills < wish.kills or outcome.inflicted.keys() < kinds:
             now = time.monotonic()
             self._heal_until(now)
             if now >= due:
@@ -321,7 +323,7 @@ class Storm:
 
     def _drain(self) -> None:
         """Wait until nothing waits any more, and nothing of ours is left."""
-        expected = {key.encode() for key in (self._keys.totals, self._keys.beat, self._keys.serves)}
+        expected = {f"{self._keys.beginning}{name}".encode() for name in ("totals", "beat", "serves")}
 
         def left() -> set[bytes]:
             return set(self._client.keys(f"{self._keys.beginning}*")) - expected

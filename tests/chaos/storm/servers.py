@@ -17,7 +17,6 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from celery_delayq.embedded import RedisServer, servers
-from tests.rabbit import RabbitServer
 
 from .records import Watch
 
@@ -165,9 +164,9 @@ class RabbitBroker:
     is not known when each came.
     """
 
-    def __init__(self, server: RabbitServer, lives: Lives, queues: Sequence[str]) -> None:
+    def __init__(self, port: int, lives: Lives, queues: Sequence[str]) -> None:
         self.lives = lives
-        self.port = server.port
+        self.port = port
         self.taken: dict[str, list[float]] = {}
         self._queues = queues
 
