@@ -321,8 +321,8 @@ def test_a_command_that_is_not_there(celery: Run) -> None:
 def test_help_names_every_command(celery: Run) -> None:
     """And says what each does, and how it exits."""
     said = celery("--help")
-    names = ["agenda", "cancel", "count", "export", "import", "list", "pause", "purge", "reschedule", "resume"]
-    names += ["run-now", "shift", "show", "stats"]
+    names = ["agenda", "cancel", "count", "drain", "export", "import", "list", "pause", "purge", "reschedule"]
+    names += ["resume", "run-now", "shift", "show", "stats"]
     listed = [line.split()[0] for line in said.lines[said.lines.index("Commands:") + 1 :] if line.startswith("  ")]
     assert listed[: len(names)] == names
     assert "Exits with 0; with 1" in said.out

@@ -178,6 +178,8 @@ def test_the_commands_of_the_readme(celery: Run, app: Celery, tmp_path: Path, mo
     app.delayq.apply_at("shop.remind", at, queue="mail")
 
     for words in commands:
+        if words[-1] == "drain":  # it is there twice
+            app.delayq.apply_delayed("shop.remind", 3 * 86_400)
         said = celery(*words[words.index("delayq") + 1 :], typed="y\n")
         assert (said.code, "Error" in said.err) == (0, False), (words, said)
-    assert app.delayq.queues() == ["celery"]
+    assert app.delayq.queues() == []

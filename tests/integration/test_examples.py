@@ -79,6 +79,12 @@ class Example:
     def worker_log(self) -> str:
         return (self.folder / "worker.log").read_text()
 
+    def await_in_log(self, text: str) -> None:
+        deadline = monotonic() + TIMEOUT
+        while text not in self.worker_log():
+            assert monotonic() < deadline, self.worker_log()
+            sleep(0.05)  # between two looks; nothing depends on how long
+
     @contextmanager
     def queues_waited_for(self) -> Iterator[set[str]]:
         """Fills a set, by the end of the block, with the queues whose tasks have waited in Redis meanwhile."""
@@ -106,12 +112,11 @@ class Example:
         Returns what the program prints, and what the worker says of its dispatcher.
         """
         start, send, inspect = self.commands
+        joined = any("DelayQ(app)" in module.read_text() for module in self.folder.rglob("*.py"))
         with self.worker(start) as worker:
+            self.await_in_log("delayq dispatcher: ready" if joined else " ready.")
             printed = self.run(send)
-            deadline = monotonic() + TIMEOUT
-            while await_in_log not in self.worker_log():
-                assert monotonic() < deadline, self.worker_log()
-                sleep(0.05)  # between two looks; nothing depends on how long
+            self.await_in_log(await_in_log)
             (stats,) = json.loads(self.run(inspect)).values()
             os.killpg(worker.pid, signal.SIGINT)
             exit_code = worker.wait(TIMEOUT)
@@ -121,7 +126,9 @@ class Example:
 
 
 def test_the_python_of_the_main_readme(own_server: RedisServer, tmp_path: Path) -> None:
-    """What the README shows runs, one block after the other, and what it sends waits in Redis."""
+    """What the README shows runs, one block after the other, and what it sends waits in Redis; who has not started a
+    worker is told to.
+    """
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
     program = "\n".join(block for block in blocks if "django" not in block)
@@ -130,7 +137,10 @@ def test_the_python_of_the_main_readme(own_server: RedisServer, tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "no dispatcher has been seen in this Redis yet"
+    ]
     keys = Keys("delayq")
     with own_server.client() as client:
         ids = {id.decode() for id in client.zrange(keys.schedule("celery"), 0, -1)}
