@@ -78,7 +78,7 @@ class Leasing:
         if expired:
             ended = self._requeue(topic, min(limit, ENDED), backoff_us, max_attempts, now_us)
             requeued, buried, more, _, next_us, next_topic, delivery = ended
-            left = left or more or (0 <= next_us <= now and next_topic.decode() == topic)
+            left = left or more
         upcoming = Upcoming.read(next_us, next_topic, delivery)
         return Reservation(jobs, dropped, orphans, requeued, buried, bool(left), now, upcoming)
 

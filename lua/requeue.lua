@@ -30,9 +30,9 @@
 -- ARGV[6]  max_attempts  a job that was reserved so often is dead; '' for however often
 --
 -- Returns  {requeued, buried, left, now, next, topic, delivery}
---                            jobs that wait again; that are dead now; 1 if more leases have run out, else 0; now (us);
---                            and when to look at the first of all topics (us), which that is, and its delivery: -1, ''
---                            and '' if there is none
+--                            jobs that wait again; that are dead now; 1 if more leases have run out or something of the
+--                            topic may leave now, else 0; now (us); and when to look at the first of all topics (us),
+--                            which that is, and its delivery: -1, '' and '' if there is none
 --          error WRONGTYPE   a key holds something else; nothing was changed
 --          error BADARG      an argument is unusable; nothing was changed
 --
@@ -171,7 +171,9 @@ else
 end
 
 heads = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local place = tonumber(redis.call('ZSCORE', KEYS[1], topic) or nil)
+local left = (runs_out and tonumber(runs_out) <= now or place and place <= now) and 1 or 0
 return {
-  requeued, buried, runs_out and tonumber(runs_out) <= now and 1 or 0, now,
+  requeued, buried, left, now,
   tonumber(heads[2] or -1), heads[1] or '', heads[1] and redis.call('HGET', KEYS[2], heads[1]) or '',
 }

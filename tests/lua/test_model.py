@@ -7,6 +7,7 @@ score, the byte and the order; so what a step leaves behind, or forgets to write
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -536,7 +537,6 @@ MOVES = st.fixed_dictionaries(
     {"pick": PICKS, "away": AWAY},
     optional={"relative": st.just(1), "if_due": st.booleans(), "if_body": BODIES},
 )
-ATTEMPTS = st.sampled_from([None, None, 1, 2, 3])
 INTERVALS = st.sampled_from([None, 1.0, 2_500.0, 10_000 / 3, 30_000.5, 1_000_000.0])
 
 
@@ -550,8 +550,6 @@ class Scripts(RuleBasedStateMachine):
         self.store.client.flushdb()
         self.model = Model()
         self.now = NOW
-        self.nonces = 0
-        self.held: list[Reserved] = []
 
     @rule(by=st.sampled_from([1, 5, 500, 2_000, 10_000, 60_000]))
     def time_passes(self, by: int) -> None:
@@ -698,123 +696,6 @@ class Scripts(RuleBasedStateMachine):
         elif then != "nothing":
             self.what_is_rare(name, then)
 
-    @rule(
-        name=TOPICS,
-        limit=st.sampled_from([1, 2, 1000, 1000]),
-        lease=st.sampled_from([1, 700, 30_000, 90_000]),
-        max_attempts=ATTEMPTS,
-        backoff=st.sampled_from([0, 300, 40_000]),
-    )
-    def reserve(self, name: str, limit: int, lease: int, max_attempts: int | None, backoff: int) -> None:
-        self.nonces += 1
-        nonce = f"n{self.nonces}"
-        expected = self.model.reserve(name, limit, lease, nonce, max_attempts, backoff, self.now)
-        done = self.store.reserve(
-            name, limit, lease, max_attempts=max_attempts, backoff_us=backoff, now_us=self.now, nonce=nonce
-        )
-
-        assert expected == (list(done.jobs), done.dropped, done.requeued, done.buried)
-        assert (done.orphans, done.now_us) == (0, self.now)
-        places = self.model.index()
-        first = min(places.values(), default=None)
-        assert first == (done.next and done.next.due_us)
-        assert done.next is None or places[done.next.topic] == first
-        assert done.left >= (places.get(name, math.inf) <= self.now)
-        self.held += done.jobs
-
-    def _held(self, name: str, picks: list[int]) -> list[Reserved]:
-        """Jobs that were reserved once; the last ones most often, whose leases may still hold."""
-        held = [job for job in self.held if job.topic == name]
-        return [held[-1 - pick % len(held)] for pick in picks] if held else []
-
-    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=4), wrong=st.sampled_from([False] * 7 + [True]))
-    def ack(self, name: str, picks: list[int], wrong: bool) -> None:
-        jobs = self._held(name, picks)
-        if wrong:
-            jobs = [job._replace(token=job.token[:-1]) for job in jobs]
-        assert self.model.ack(name, jobs) == self.store.ack(name, jobs)
-
-    @rule(
-        name=TOPICS,
-        picks=st.lists(PICKS, min_size=1, max_size=4),
-        away=AWAY,
-        max_attempts=ATTEMPTS,
-        reason=st.sampled_from(["", "two\nlines", "é"]),
-    )
-    def release(
-        self,
-        name: str,
-        picks: list[int],
-        away: int,
-        max_attempts: int | None,
-        reason: str,
-        jobs: Sequence[Reserved] | None = None,
-    ) -> None:
-        jobs, due = self._held(name, picks) if jobs is None else jobs, self.now + away
-        expected = self.model.release(name, jobs, due, max_attempts, reason, self.now) if jobs else []
-        assert expected == self.store.release(
-            name, jobs, at_us=due, max_attempts=max_attempts, reason=reason, now_us=self.now
-        )
-
-    @rule(
-        name=TOPICS,
-        puts=st.lists(PUTS, min_size=2, max_size=6),
-        ids=st.lists(IDS, min_size=1, max_size=3),
-        then=st.sampled_from(["put", "restore", "delete", "purge", "dispatch", "pull", "move", "revive"]),
-    )
-    def some_come_back(self, name: str, puts: list[dict], ids: list[str], then: str) -> None:
-        """Several steps that seldom follow each other by chance: reserved, given back, and something else at once."""
-        puts = [{**put, "topic": name} for put in puts]
-        self.put(puts, OnConflict.REPLACE, Origin.NEW, other=False)
-        self.now += 1_000
-        self.resume(name, None)
-        self.reserve(name, 1000, 30_000, None, 0)
-        self.all_of_redis_is_as_the_model_says()
-        last = [job for job in self.held if job.id.decode() in ids][-5:]
-        self.release(name, [], 0, 1 if then == "revive" else None, "", jobs=[job for job in last if job.topic == name])
-        self.all_of_redis_is_as_the_model_says()
-        if then in ("put", "restore"):
-            self.put(puts, OnConflict.REPLACE, Origin.RESTORED if then == "restore" else Origin.NEW, other=False)
-        elif then == "delete":
-            self._delete(name, ids, None, None)
-        elif then == "purge":
-            self.what_is_rare(name, "purge")
-        elif then == "dispatch":
-            self.dispatch(name, 1000, "back", None)
-        elif then == "pull":
-            self.pull(name, 1000)
-        elif then == "move":
-            moves = [Move(id, at_us=self.now + 7) for id in ids]
-            assert self.model.move(name, moves, self.now) == self.store.move(name, moves, now_us=self.now)
-        else:
-            assert self.model.revive(name, ids, self.now) == self.store.revive(name, ids, now_us=self.now)
-
-    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=2), lease=st.sampled_from([1, 5_000, 90_000]))
-    def extend(self, name: str, picks: list[int], lease: int) -> None:
-        jobs = self._held(name, picks)
-        expected = self.model.extend(name, jobs, self.now + lease)
-        assert expected == self.store.extend(name, jobs, lease, now_us=self.now)
-
-    @rule(name=TOPICS, limit=st.sampled_from([1, 100]), max_attempts=ATTEMPTS, backoff=st.sampled_from([0, 40_000]))
-    def requeue(self, name: str, limit: int, max_attempts: int | None, backoff: int) -> None:
-        expected = self.model.requeue(name, limit, max_attempts, backoff, self.now)
-        ended = self.store.requeue(name, limit, max_attempts=max_attempts, backoff_us=backoff, now_us=self.now)
-        assert sum(expected) == ended
-
-    @rule(name=TOPICS, picks=st.lists(PICKS, min_size=1, max_size=3), revive=st.sampled_from([True, True, False]))
-    def what_becomes_of_the_dead(self, name: str, picks: list[int], revive: bool) -> None:
-        graves = sorted(self.model.topics[name].graves) or ["missing"]
-        ids = [graves[pick % len(graves)] for pick in picks]
-        if revive:
-            assert self.model.revive(name, ids, self.now) == self.store.revive(name, ids, now_us=self.now)
-        else:
-            assert self.model.discard(name, ids) == self.store.discard(name, ids)
-
-    @rule(name=TOPICS, limit=st.sampled_from([1, 2, 1000]))
-    def pull(self, name: str, limit: int) -> None:
-        expected = self.model.pull(name, limit, self.now)
-        assert expected == [(job.id.decode(), job.body) for job in self.store.pull(name, limit, now_us=self.now)]
-
     @rule(consumed=st.sampled_from(["q", "r", "e", "q\x06\x169"]), count=st.integers(1, 3))
     def consume(self, consumed: str, count: int) -> None:
         there = self.model.ready.get(consumed, [])
@@ -884,6 +765,102 @@ class Scripts(RuleBasedStateMachine):
         assert dead == [(one.died_us, one.id, one.body, one.attempts) for one in self.store.dead(name).jobs]
 
 
+#: What a walk through leases does, the verbs that lead on more often; and times (us) that matter to them.
+VERBS = ["reserve"] * 12 + ["release"] * 8 + ["put", "requeue", "ack", "wait", "revive"] * 4
+VERBS += ["extend", "discard", "pull", "restore", "put again", "delete", "move", "dispatch"]
+VERBS += ["ack with a wrong token", "pause", "resume", "resume", "purge"]
+TIMES = [0, 0, 1, 700, 60_000]
+
+
+class Leases(Scripts):
+    """A walk among jobs of which some are reserved: where any verb may follow any, these seldom meet one."""
+
+    met: Counter[str]  # given by the test
+
+    def walk(self, dice: random.Random, turns: int) -> None:
+        self.begin()
+        self.nonces = 0
+        self.held: list[Reserved] = []
+        for _ in range(turns):
+            self._turn(dice)
+            self.all_of_redis_is_as_the_model_says()
+            self.a_tick_tells_it()
+
+    def _turn(self, dice: random.Random) -> None:
+        name, verb, by = dice.choice("qqqr"), dice.choice(VERBS), dice.choice(TIMES)
+        limit, attempts = dice.choice([1, 2, 1000]), dice.choice([None, None, 1, 2, 3])
+        ids = dice.sample("abcdefg", k=dice.randint(1, 5))
+        held = [job for job in self.held if job.topic == name][-6:]  # some of their leases still hold
+        jobs = dice.choices(held, k=dice.randint(1, 4)) if held else []
+        model, store, now = self.model, self.store, self.now
+        dead = [id for id in model.topics[name].graves if dice.random() < 0.7] or ids
+        if verb == "reserve":
+            self.now = max(int(model.index().get(name, now)), now)
+            self._reserve(name, limit, dice.choice([1, 700, 60_000, 60_000]), attempts)
+        elif verb == "wait":
+            moments = [*model.index().values(), *model.expiries().values()]
+            self.now = max(int(min(moments, default=now)), now) + by
+        elif verb == "ack":
+            assert model.ack(name, jobs) == store.ack(name, jobs)
+        elif verb == "ack with a wrong token":
+            assert [False] * len(jobs) == store.ack(name, [job._replace(token=job.token[:-1]) for job in jobs])
+        elif verb == "release" and jobs:
+            expected = model.release(name, jobs, now + by, attempts, "two\nlines", now)
+            done = store.release(name, jobs, in_us=by, max_attempts=attempts, reason="two\nlines", now_us=now)
+            assert expected == done
+        elif verb == "extend":
+            assert model.extend(name, jobs, now + by + 1) == store.extend(name, jobs, by + 1, now_us=now)
+        elif verb == "requeue":
+            ended = sum(model.requeue(name, limit, attempts, by, now))
+            assert ended == store.requeue(name, limit, max_attempts=attempts, backoff_us=by, now_us=now)
+        elif verb == "revive":
+            revived = store.revive(name, dead, now_us=now)
+            assert model.revive(name, dead, now) == revived
+            self.met["revived"] += sum(revived)
+        elif verb == "discard":
+            assert model.discard(name, dead[:1]) == store.discard(name, dead[:1])
+        elif verb == "pull":
+            pulled = [(job.id.decode(), job.body) for job in store.pull(name, limit, now_us=now)]
+            assert model.pull(name, limit, now) == pulled
+        elif verb in ("put", "restore", "put again"):
+            origin = {"put": Origin.NEW, "restore": Origin.RESTORED, "put again": Origin.RETRIED}[verb]
+            self.put([self._any_put(dice, name, id) for id in ids], OnConflict.REPLACE, origin, other=False)
+        elif verb == "delete":
+            self._delete(name, ids[:2], None, None)
+        elif verb == "move":
+            moves = [Move(id, in_us=by) for id in ids]
+            assert model.move(name, moves, now) == store.move(name, moves, now_us=now)
+        elif verb == "dispatch":
+            self.dispatch(name, limit, "back", None)
+        elif verb in ("pause", "purge"):
+            self.what_is_rare(name, verb)
+        elif verb == "resume":
+            self.resume(name, None)
+
+    def _any_put(self, dice: random.Random, name: str, id: str) -> dict:
+        put = {"topic": name, "id": id, "body": dice.choice([b"one", b"two"]), "away": dice.choice(TIMES)}
+        options = {"step": 9, "max_wait_us": 50_000, "grace_us": dice.choice([500, 70_000])}
+        return put | {option: value for option, value in options.items() if dice.random() < 0.3}
+
+    def _reserve(self, name: str, limit: int, lease: int, max_attempts: int | None) -> None:
+        self.nonces += 1
+        nonce, backoff = f"n{self.nonces}", lease // 2
+        expected = self.model.reserve(name, limit, lease, nonce, max_attempts, backoff, self.now)
+        done = self.store.reserve(
+            name, limit, lease, max_attempts=max_attempts, backoff_us=backoff, now_us=self.now, nonce=nonce
+        )
+
+        assert expected == (list(done.jobs), done.dropped, done.requeued, done.buried)
+        assert (done.orphans, done.now_us) == (0, self.now)
+        places = self.model.index()
+        first = min(places.values(), default=None)
+        assert first == (done.next and done.next.due_us)
+        assert done.next is None or places[done.next.topic] == first
+        assert done.left >= (places.get(name, math.inf) <= self.now)
+        self.held += done.jobs
+        self.met["reserved again"] += sum(job.attempts > 1 for job in done.jobs)
+
+
 def test_redis_is_as_the_model_says(store: Store) -> None:
     """Thousands of random steps, the same ones in every run."""
     machine = type("Scripts", (Scripts,), {"store": Store(store.client, store.keys, leases=True)})
@@ -891,3 +868,12 @@ def test_redis_is_as_the_model_says(store: Store) -> None:
         machine,
         settings=settings(max_examples=60, stateful_step_count=50, derandomize=True, deadline=None),
     )
+
+
+def test_redis_is_as_the_model_says_where_jobs_are_reserved(store: Store) -> None:
+    """Thousands of random steps, the same ones in every run; and enough of what these verbs are for."""
+    machine = type("Walk", (Leases,), {"store": Store(store.client, store.keys, leases=True), "met": Counter()})()
+    for seed in range(30):
+        machine.walk(random.Random(seed), 60)
+    assert machine.met["reserved again"] > 40
+    assert machine.met["revived"] > 10

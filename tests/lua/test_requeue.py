@@ -165,3 +165,14 @@ def test_a_count_that_is_no_number_stops_nobody(store: Store) -> None:
     assert store.requeue("q", 1, now_us=NOW + 90) == 1
     assert store.requeue("q", 1, max_attempts=1, now_us=NOW + 90) == 1
     assert (list(waiting(store)), len(store.dead("q").jobs)) == ([b"a"], 1)
+
+
+def test_what_is_due_by_its_grace_is_left(store: Store) -> None:
+    """Its grace ended before the back-off does: it may leave now, and the caller is told, whatever else is due."""
+    put(store, job("a", 5, grace_us=10), job("x", 1, topic="r"))
+    reserve(store, after=5, lease=20)
+
+    done = store.reserve("q", 10, 20, now_us=NOW + 50)
+
+    assert (done.requeued, done.left, done.next and done.next.topic) == (1, True, "r")
+    assert store.reserve("q", 10, 20, now_us=NOW + 50).dropped == 1
