@@ -229,7 +229,7 @@ def test_a_monitor_shows_what_a_task_does_last(app: Celery) -> None:
 def test_workers_tell_what_they_dispatch(server: RedisServer) -> None:
     """With -E, for the whole life of a task, in a real State; by whom, from which queue, and how late it was."""
     with Project(server.url(), task_send_sent_event=True) as project, listening(project.app, server) as ear:
-        # Prefork: with Celery 5.6 an event from a thread of the pool may lie in a buffer until something wakes the worker.
+        # Prefork: with Celery 5.6 an event from a pool's thread may lie in a buffer until something wakes the worker.
         with project.worker("-E", pool="prefork") as worker:
             worker.await_ready()
             first = project.send(countdown=0.1)
