@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -141,16 +141,15 @@ class Participant:
                 with suppress(ProcessLookupError):
                     os.kill(self._process.pid, number)
 
-    def kill(self) -> bool:
-        """SIGKILL for it and all of its children. False: there was none."""
-        if self._process is None:
-            return False
-        self._signal(signal.SIGKILL)
-        self._reap()
-        return True
+    @property
+    def lives(self) -> bool:
+        """Whether one was started that nobody has killed."""
+        return self._process is not None
 
-    def _reap(self) -> None:
+    def kill(self) -> None:
+        """SIGKILL for it and all of its children, if there is one."""
         if self._process is not None:
+            self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
             self.deaths[self.incarnation] = time.monotonic()
@@ -193,3 +192,15 @@ class Participant:
     def last_words(self, lines: int = 60) -> str:
         """The end of its log."""
         return "\n".join(self.said().splitlines()[-lines:])
+
+    def tracebacks(self) -> Iterator[str]:
+        """Those in its log."""
+        found: list[str] = []
+        for line in self.said().splitlines():
+            if line.startswith("Traceback (most recent call last)"):
+                found = [line]
+            elif found:
+                found.append(line)
+                if not line.startswith(" "):
+                    yield "\n".join(found)
+                    found = []

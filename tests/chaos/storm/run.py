@@ -32,8 +32,10 @@ PATIENCE = 300.0
 #: Seconds that stock Kombu gets to run what is ready. What it does not run by then is told, and is no fault of ours.
 STOCK_PATIENCE = 60.0
 
-#: Whatever of it stands in a log is a traceback.
+#: A traceback in a log that passes through it should end with one of these: what a storm makes of a connection.
 PACKAGE = Path(embedded.__file__).parent
+EXPECTED = ("redis.exceptions.", "kombu.exceptions.OperationalError", "amqp.exceptions.", "Connection", "OSError")
+EXPECTED += ("TimeoutError", "BrokenPipeError")
 
 #: With these words a relay tells how many it may have published in vain.
 LEASES_LOST = re.compile(r"the leases of (\d+) tasks of")
@@ -160,7 +162,7 @@ class Storm:
             self._broker = RedisBroker(self._server, store, ready_lists())
         if relay:
             self._servers[BROKER] = self._broker.lives
-        stack.callback(self._broker.finish)
+        stack.callback(self._broker.close)
 
     @staticmethod
     def _lives(stack: ExitStack, start: Callable[[], None], kill: Callable[[], None]) -> Lives:
@@ -224,23 +226,19 @@ class Storm:
             heapq.heappop(self._heals)[2]()
 
     def _inflict(self, fault: Fault) -> None:
-        server = self._servers.get(fault.target)
-        if server is not None and not server.is_up:
-            self._later(0.1, lambda: self._inflict(fault))  # it comes as soon as there is a server to hit
-            return
         kind, target = fault.kind, fault.target
+        server, participant = self._servers.get(target), self._participants.get(target)
+        if (server is not None and not server.is_up) or (participant is not None and not participant.lives):
+            self._later(0.1, lambda: self._inflict(fault))  # it comes as soon as there is somebody to hit
+            return
         self._note(f"{kind} {target} {fault.seconds:.2f} s")
         self.outcome.inflicted[kind] += 1
         self.outcome.targets[f"{kind}: {target}"] += 1
-        if server is not None and fault.is_kill:
-            server.kill()
-            self._later(fault.seconds, server.start)
-        elif fault.is_kill:
-            participant = self._participants[target]
-            participant.kill()
-            self._later(fault.seconds, participant.start)
-        elif kind.startswith("stop"):
-            participant = self._participants[target]
+        victim = server or participant
+        if victim is not None and fault.is_kill:
+            victim.kill()
+            self._later(fault.seconds, victim.start)
+        elif participant is not None:
             incarnation = participant.stop()
             self._later(fault.seconds, lambda: participant.resume(incarnation))
         elif kind.startswith("network"):
@@ -364,10 +362,10 @@ class Storm:
         verdict = self.outcome.verdict
         told = 0
         for participant in self._participants.values():
-            text = participant.said()
-            if str(PACKAGE) in text:  # a path of ours: the traceback of what we did not expect
-                verdict.faults.append(f"a traceback through celery_delayq in {participant.log}")
-            told += sum(map(int, LEASES_LOST.findall(text)))
+            told += sum(map(int, LEASES_LOST.findall(participant.said())))
+            for text in participant.tracebacks():
+                if str(PACKAGE) in text and not text.splitlines()[-1].startswith(EXPECTED):
+                    verdict.faults.append(f"{participant.role.name}: {text}")
         if len(verdict.in_calm) > told:
             verdict.faults.append(
                 f"published again though nothing had died, and {told} at most were told of: {' '.join(verdict.in_calm)}"

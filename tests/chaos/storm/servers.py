@@ -113,6 +113,9 @@ class Broker(Protocol):
     def finish(self) -> None:
         """Take what is left; :attr:`taken` changes no more."""
 
+    def close(self) -> None:
+        """End whatever goes on in the background."""
+
     def check(self) -> None:
         """Raise what has gone wrong in the background."""
 
@@ -146,6 +149,10 @@ class RedisBroker:
 
     def finish(self) -> None:
         self._watch.stop()
+
+    def close(self) -> None:
+        self._watch.stop()
+        self._client.close()
 
     def check(self) -> None:
         self._watch.check()
@@ -207,6 +214,9 @@ class RabbitBroker:
         for queue in self._queues:
             for task_id in self._take(queue):
                 self.taken.setdefault(task_id, []).append(float("inf"))
+
+    def close(self) -> None:
+        """Nothing goes on."""
 
     def check(self) -> None:
         """Nothing happens in the background."""
