@@ -14,7 +14,7 @@ from celery_delayq import relay
 from celery_delayq.delivery import Delivery
 from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.embedded import RedisServer
-from celery_delayq.job import Put, Reserved, Upcoming
+from celery_delayq.job import Put, Reserved, Tell, Upcoming
 from celery_delayq.keys import Keys
 from celery_delayq.relay import BrokerAway, Fate, Published, Relay, Tended
 from celery_delayq.store import Store
@@ -143,10 +143,12 @@ def test_a_broker_that_is_away_is_no_attempt(
     assert said[-1] == "the broker is there again"
 
 
-def test_lost_in_the_midst_of_a_batch(store: Store, broker: Broker) -> None:
+def test_lost_in_the_midst_of_a_batch(store: Store, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is confirmed is acked; what is open, or was not sent, waits again, due at once; nothing else is done before
     the broker is reached again.
     """
+    monkeypatch.setattr(relay, "PAUSE_FIRST", 60.0)
+    monkeypatch.setattr(relay, "PAUSE_LAST", 60.0)
     put(store, "a", "b", "c", "d")
     broker.answer = lambda number, _: (OK, OK, LOST, UNSENT)[number]
     made = Relay(broker)
@@ -157,7 +159,8 @@ def test_lost_in_the_midst_of_a_batch(store: Store, broker: Broker) -> None:
     assert [job.id for job in store.page("q").jobs] == [b"c", b"d"]
     assert hand_over(made, store).moved == 0  # it pauses
     broker.answer = lambda _number, _job: OK
-    wait_for(lambda: hand_over(made, store).moved, "the pause is over")
+    made._away_until = 0.0
+    assert hand_over(made, store).moved == 2
     assert broker.sent == ["a", "b", "c", "c", "d"]
 
 
@@ -196,16 +199,16 @@ def test_a_death_over_it(store: Store, broker: Broker, caplog: Any) -> None:
 
 def test_a_slow_batch_keeps_its_leases(store: Store, broker: Broker) -> None:
     """They are extended while it lasts: nobody else can take the jobs."""
-    put(store, *(str(number) for number in range(20)))
+    put(store, *(str(number) for number in range(16)))
     stolen = []
 
     def slowly(leases: Tended) -> None:
-        time.sleep(0.1)
+        time.sleep(0.25)
         leases.tend()
         stolen.extend(store.reserve("q", 10, 1_000_000).jobs)
 
     broker.during = slowly
-    assert hand_over(Relay(broker, lease=1.0), store).moved == 20
+    assert hand_over(Relay(broker, lease=3.0), store).moved == 16
     assert stolen == []
 
 
@@ -234,6 +237,17 @@ def test_a_retry_of_the_task_outlives_a_late_ack(store: Store, broker: Broker) -
     hand_over(Relay(broker), store)
     (job,) = store.find("a")
     assert (job.state, job.due_us) == ("waiting", FAR)
+
+
+def test_observers_are_told_as_by_dispatch(store: Store, broker: Broker) -> None:
+    """When each was due and which it was, of what the broker has."""
+    put(store, "a", "b", at_us=FAR)
+    put(store, "c", at_us=FAR + 5)
+    broker.answer = lambda _, job: NO if job.id == b"b" else OK
+    question = (Tell.JOBS, rb"body (of) ")
+    done = Relay(broker).hand_over(store, Upcoming(1, "q", None), lambda: True, question, now_us=FAR + 9)
+    assert done.dues_us == (FAR, FAR + 5)
+    assert done.jobs == ((b"a", b"of"), (b"c", b"of"))
 
 
 def test_a_stop_in_the_midst(store: Store, broker: Broker) -> None:
