@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from celery_delayq.clock import SECOND_US
 from celery_delayq.contrib import prometheus
+from celery_delayq.direct import Direct
 from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.events import Dispatches
 from celery_delayq.observers import Observers
@@ -33,7 +34,7 @@ Turn = Callable[[], float]
 
 def _dispatching(backlog: Backlog, observers: Observers, count: int, limit: int) -> Turn:
     """Hands *count* jobs over, *limit* a call; gives us for each job."""
-    dispatcher = Dispatcher(lambda: backlog.store, batch_size=limit, observers=observers)
+    dispatcher = Dispatcher(lambda: backlog.store, Direct(batch_size=limit), observers=observers)
 
     def turn() -> float:
         due_us = int(time.time() * SECOND_US) + 1000 * SECOND_US

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -19,16 +20,21 @@ from .adoption import Adoption
 from .bootstep import AdoptionStep, DispatcherStep
 from .clock import moment_of, seconds_of
 from .control import Control
+from .dead_letters import DeadLetters
 from .delivery import Delivery
-from .dispatcher import Dispatcher
+from .direct import Direct
+from .dispatcher import Dispatcher, HandOver
 from .draining import Drained, drain
 from .errors import ImproperlyConfigured
 from .events import Events, rank_states
 from .finisher import Finisher
+from .home import Home
 from .job import OnConflict
 from .message import TASK_PATTERN, restore_eta
 from .observers import Observers
+from .producing import ProducerPublisher
 from .publishing import Publishing
+from .relay import Relay
 from .settings import Settings
 from .store import Store
 from .telling import Telling
@@ -37,12 +43,14 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult, GroupResult
 
+logger = logging.getLogger(__name__)
+
 #: Socket timeout (s) of the dispatcher's connections, where ``broker_transport_options`` names none: a Redis that
 #: has vanished without closing its connections is noticed after so long.
 SOCKET_TIMEOUT = 5.0
 
 
-class DelayQ(Control):
+class DelayQ(Control, DeadLetters):
     """Delayed tasks of an app wait in Redis until they are due.
 
     One line makes it so: ``DelayQ(app)``. It is then also ``app.delayq``, by which whatever waits can be seen and
@@ -97,17 +105,22 @@ class DelayQ(Control):
     @cached_property
     def publishing(self) -> Publishing:
         """The joint with the app's publishing."""
-        return Publishing(self.app, lambda: self.settings, self.events)
+        return Publishing(self.app, lambda: self.settings, self.events, self.home)
 
     @cached_property
     def events(self) -> Events:
         """Tells of what waits by Celery's events, where they are on."""
         return Events(self.app)
 
+    @cached_property
+    def home(self) -> Home:
+        """Where the app's delayed tasks wait."""
+        return Home(self.app, lambda: self.settings)
+
     @property
     def unattended(self) -> int:
         """How many delayed tasks this process has sent while no dispatcher lived."""
-        return self.publishing.liveness.unattended
+        return self.home.liveness.unattended
 
     def apply_at(
         self,
@@ -187,7 +200,7 @@ class DelayQ(Control):
                 retries, the last batch may be stored or not, like any publish.
             TypeError, ValueError: a value that cannot be; the message says which, and of which item.
         """
-        return bulk.apply_many(self.app, items, self.apply_at, self.publishing, batch_size)
+        return bulk.apply_many(self.app, items, self.apply_at, self.home, batch_size)
 
     def drain(self, queue: str | None = None, progress: Callable[[int, int], None] | None = None) -> Drained:
         """Give what waits back to stock Celery: published now, each task with its ``eta``, to its queue and with its
@@ -206,6 +219,11 @@ class DelayQ(Control):
         Returns:
             What was given back, and what was not.
         """
+        if self.home.is_relayed:
+            raise ImproperlyConfigured(
+                "drain is for tasks that wait in the broker's own Redis, and these wait at delayq_store_url: let them "
+                "run dry, with delayq_intercept off in producers"
+            )
         return drain(self, queue, progress)
 
     def adopters(self, timeout: float = 1.0) -> list[str]:
@@ -236,7 +254,7 @@ class DelayQ(Control):
             task = task.clone()
             del task.options["countdown"]  # of the two, Celery would take the signature's countdown
         if isinstance(task, group) and bulk.is_ours(self.app, task, options):
-            with bulk.gathered(self.app, self.publishing) as producer:
+            with bulk.gathered(self.app, self.home) as producer:
                 return task.apply_async(args, kwargs, producer=producer, **options)
         return task.apply_async(args, kwargs, **options)
 
@@ -249,36 +267,17 @@ class DelayQ(Control):
         return said or OnConflict.ERROR.value
 
     @contextmanager
-    def _channel(self) -> Iterator[Any]:
-        """A Redis channel to the broker that tasks are published to; what happens to it is told as Kombu tells it.
-
-        Raises:
-            ImproperlyConfigured: the broker is not Redis.
-            kombu.exceptions.OperationalError: Redis cannot be reached, after ``task_publish_retry_policy``, or refuses.
-        """
-        with self.app.pool.acquire(block=True) as connection:
-            if not broker.goes_to_redis(connection):
-                raise ImproperlyConfigured(
-                    f"the broker {connection.as_uri()} is not Redis, where celery_delayq keeps delayed tasks; "
-                    "set broker_url to a redis://, rediss:// or sentinel:// URL"
-                )
-            connection.ensure_connection(**self.app.conf.task_publish_retry_policy)
-            with connection._reraise_as_library_errors():
-                yield connection.default_channel
-
-    @contextmanager
     def _store(self) -> Iterator[Store]:
-        with self._channel() as channel:
-            yield broker.store_of(channel, self.settings.prefix)
+        with self.home.channel() as channel:
+            yield self.home.store_of(channel)
 
     def _deliveries(self, queues: set[str]) -> dict[str, Delivery]:
-        with self._channel() as channel:
-            return broker.deliveries_of(channel, self.settings.prefix, queues)
+        return self.home.deliveries(queues)
 
     @property
     def can_dispatch(self) -> bool:
-        """Whether workers of this app read from a Redis."""
-        return broker.goes_to_redis(self.app.connection_for_read())
+        """Whether delayed tasks of this app wait in a Redis that its workers reach."""
+        return self.home.is_relayed or broker.goes_to_redis(self.app.connection_for_read())
 
     def dispatcher(self) -> Dispatcher:
         """A new dispatcher for this app, not started."""
@@ -287,11 +286,9 @@ class DelayQ(Control):
         # the dispatcher's thread holds.
         connection = self._connection()
         dispatcher = Dispatcher(
-            lambda: broker.connect(connection.clone(), settings.prefix),
-            batch_size=settings.batch_size,
+            lambda: self.home.connect(connection.clone()),
+            self._hand_over(),
             max_poll_interval=settings.max_poll_interval,
-            position=settings.ready_position,
-            ceilings=settings.ready_limit,
             finish=self.finisher.begin,
             observers=self.observers,
         )
@@ -308,6 +305,21 @@ class DelayQ(Control):
         """Who is told of what they do."""
         return Observers(TASK_PATTERN)
 
+    def _hand_over(self) -> HandOver:
+        settings = self.settings
+        if not self.home.is_relayed:
+            return Direct(
+                batch_size=settings.batch_size, position=settings.ready_position, ceilings=settings.ready_limit
+            )
+        if settings.ready_limit:
+            logger.warning("delayq_ready_limit has no effect: how much is ready is not known with delayq_store_url")
+        return Relay(
+            ProducerPublisher(self.app),
+            lease=settings.lease,
+            max_attempts=settings.max_attempts,
+            batch_size=settings.batch_size,
+        )
+
     def adoption(self, dispatches: Callable[[], bool]) -> Adoption | None:
         """Adoption for one worker; None if the settings or the broker do not want it.
 
@@ -315,30 +327,28 @@ class DelayQ(Control):
             dispatches: whether that worker's own dispatcher runs. If not, it adopts only while another lives.
         """
         settings = self.settings
-        if not (settings.adopt and settings.intercept and self.can_dispatch):
+        if not (settings.adopt and settings.intercept and self.can_dispatch) or self.home.is_relayed:
             return None
-        silence_us = self.publishing.liveness.silence_us
+        silence_us = self.home.liveness.silence_us
         take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
         return Adoption(self.app, take, settings.min_delay)
 
     @cached_property
     def finisher(self) -> Finisher:
         """Finishes in this process what lies aside; begun by its dispatchers."""
-        connection, prefix = self._connection(), self.settings.prefix
-        return Finisher(lambda: broker.connect(connection.clone(), prefix), self._teller.finish)
+        connection = self._connection()
+        return Finisher(lambda: self.home.connect(connection.clone()), self._teller.finish)
 
     @cached_property
     def _teller(self) -> Telling:
         return Telling(self.app)
 
     def connect(self) -> Store:
-        """Open the store on new connections to the broker that the app's workers read from. To be closed."""
-        return broker.connect(self._connection(), self.settings.prefix)
+        """Open the store on new connections, as a dispatcher does. To be closed."""
+        return self.home.connect(self._connection())
 
     def _connection(self) -> Any:
-        own = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
-        given = {**own, **(self.app.conf.broker_transport_options or {})}
-        return self.app.connection_for_read(transport_options=given)
+        return self.home.connection(socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=SOCKET_TIMEOUT)
 
 
 def _is_adopter(said: object) -> bool:

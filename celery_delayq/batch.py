@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from types import CellType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple
 from . import broker
 from .errors import Unattended
 from .events import Events
+from .home import Home
 from .job import OnConflict, Put
-from .liveness import Liveness
-from .message import with_eta
+from .message import outgoing, with_eta
 
 #: A batch is full with the message that passes so many bytes: Redis does nothing else while it stores one.
 BATCH_BYTES = 8 * 1024 * 1024
@@ -43,26 +44,17 @@ class Batch:
 
     Args:
         producer: the Kombu producer whose connection they use.
-        prefix: the setting ``delayq_prefix``.
-        liveness: is told if no dispatcher lives.
+        home: where they are stored.
         size: how many puts a call takes; a message that goes to several queues is not torn apart.
         retry, policy: whether and how to retry, where a message does not say.
         events: tells of the tasks that were stored.
     """
 
     def __init__(
-        self,
-        producer: Any,
-        prefix: str,
-        liveness: Liveness,
-        size: int,
-        retry: bool,
-        policy: Mapping[str, Any],
-        events: Events,
+        self, producer: Any, home: Home, size: int, retry: bool, policy: Mapping[str, Any], events: Events
     ) -> None:
         self._producer = producer
-        self._prefix = prefix
-        self._liveness = liveness
+        self._home = home
         self._size = size
         self._retry = retry
         self._policy = policy
@@ -140,27 +132,50 @@ class Batch:
         self._begin()
         if not puts:
             return
+        put = self._put_for_relay if self._home.is_relayed else self._put
+        count = put(puts, entities, terms)
+        for action in after:
+            action()
+        # Of some that were kept nobody knows which, and none is told rather than one that was not stored.
+        kept = count != len(puts) and terms.on_conflict is OnConflict.KEEP
+        if scheduled and count is not None and not kept:
+            self._events.scheduled(scheduled, self._producer)
+
+    def _put_for_relay(self, puts: list[Put], entities: Iterable[Any], terms: Terms) -> int | None:
+        try:
+            return self._home.put(puts, terms.on_conflict, terms.retry, terms.policy)
+        except Unattended:
+            now = datetime.now(timezone.utc)
+            for put in puts:
+                message = outgoing(with_eta(put.body), now, keeps_properties=False)
+                self._producer.publish(
+                    message.body,
+                    exchange=message.exchange,
+                    routing_key=message.routing_key,
+                    declare=list(entities),
+                    retry=terms.retry,
+                    retry_policy=dict(terms.policy),
+                    **message.options,
+                )
+            return None
+
+    def _put(self, puts: list[Put], entities: Iterable[Any], terms: Terms) -> int | None:
         producer = self._producer
 
         def put() -> int | None:
             channel = producer.channel  # a new one, after a connection was lost
             broker.declare(producer, channel, entities)
             try:
-                return broker.put(channel, self._prefix, puts, terms.on_conflict, self._liveness)
+                return broker.put(channel, self._home.prefix, puts, terms.on_conflict, liveness=self._home.liveness)
             except Unattended:
-                broker.push(channel, self._prefix, (replace(put, body=with_eta(put.body)) for put in puts))
+                stock = (replace(put, body=with_eta(put.body)) for put in puts)
+                broker.push(channel, self._home.prefix, stock)
                 return None
 
         with producer.connection._reraise_as_library_errors():
             if terms.retry:
                 put = producer.connection.ensure(producer, put, **terms.policy)
-            count = put()
-        for action in after:
-            action()
-        # Of some that were kept nobody knows which, and none is told rather than one that was not stored.
-        kept = count != len(puts) and terms.on_conflict is OnConflict.KEEP
-        if scheduled and count is not None and not kept:
-            self._events.scheduled(scheduled, producer)
+            return put()
 
 
 def waits(function: object) -> bool:

@@ -49,8 +49,12 @@ def goes_to_redis(connection: Any) -> bool:
     return issubclass(connection.get_transport_cls(), Transport)
 
 
-def _link(channel: Channel, prefix: str) -> _Link:
-    """Ours to the channel's own Redis database, under *prefix*, on the channel's connections."""
+def _link(channel: Channel, prefix: str, *, leases: bool = False) -> _Link:
+    """Ours to the channel's own Redis database, under *prefix*, on the channel's connections.
+
+    Args:
+        leases: the store is for jobs that are relayed; in a process it is the one or the other.
+    """
     pool = channel.pool
     link = _links.get(channel)
     # After a fork, and after a lost connection, the channel has another pool.
@@ -58,7 +62,7 @@ def _link(channel: Channel, prefix: str) -> _Link:
         # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
         client = redis.Redis(connection_pool=pool)
         database = int(pool.connection_kwargs.get("db") or 0)
-        link = _links[channel] = _Link(Store(client, Keys(prefix, channel.global_keyprefix, database)))
+        link = _links[channel] = _Link(Store(client, Keys(prefix, channel.global_keyprefix, database), leases=leases))
     return link
 
 
@@ -84,9 +88,17 @@ def _delivery(channel: Channel, link: _Link, queue: str) -> Delivery:
 
 
 def put(
-    channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict, liveness: Liveness | None = None
+    channel: Channel,
+    prefix: str,
+    jobs: Sequence[Put],
+    on_conflict: OnConflict,
+    deliveries: dict[str, Delivery] | None = None,
+    liveness: Liveness | None = None,
 ) -> int:
-    """Store *jobs* of this channel's queues; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
+    """Store *jobs* in this channel's Redis; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
+
+    Args:
+        deliveries: where the jobs of each topic go, if they are relayed; else the topics are this channel's queues.
 
     "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish, sent
     again by Kombu or by redis-py.
@@ -94,8 +106,9 @@ def put(
     Raises:
         kombu.exceptions.OperationalError: Redis is full.
     """
-    link = _link(channel, prefix)
-    deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
+    link = _link(channel, prefix, leases=deliveries is not None)
+    if deliveries is None:
+        deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
         return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness)
     except OutOfMemoryError as error:
@@ -143,6 +156,11 @@ def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
 
 def _full(error: OutOfMemoryError) -> OperationalError:
     return OperationalError(f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain")
+
+
+def concerns_all(error: BaseException) -> bool:
+    """Whether Redis would say the same of any message: it is full, read-only, loading …; not of one key's type."""
+    return isinstance(error, redis.ResponseError) and "WRONGTYPE" not in str(error)  # a pipeline says more before it
 
 
 def envelope(
@@ -210,7 +228,7 @@ def forget(message: Message) -> None:
     VirtualQoS.ack(message.channel.qos, message.delivery_tag)
 
 
-def connect(connection: Any, prefix: str) -> Store:
+def connect(connection: Any, prefix: str, *, leases: bool = False) -> Store:
     """Open a store on connections of its own: *connection*, a Kombu connection, is not shared, and closed with it.
 
     Tries each of the broker's alternative URLs once, without a pause (Kombu's own is 2 seconds, in which nobody could
@@ -226,12 +244,12 @@ def connect(connection: Any, prefix: str) -> Store:
     # One thread, one socket: no time goes into getting it from the pool and giving it back.
     client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
     # The connection also keeps the channel, which forgets its sockets in the children of a fork.
-    return Store(client, _link(channel, prefix).store.keys, owner=connection)
+    return Store(client, _link(channel, prefix).store.keys, owner=connection, leases=leases)
 
 
-def store_of(channel: Channel, prefix: str) -> Store:
+def store_of(channel: Channel, prefix: str, *, leases: bool = False) -> Store:
     """The store on that channel's own connections, to be used as long as the channel is."""
-    return _link(channel, prefix).store
+    return _link(channel, prefix, leases=leases).store
 
 
 def deliveries_of(channel: Channel, prefix: str, queues: Iterable[str]) -> dict[str, Delivery]:

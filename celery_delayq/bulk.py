@@ -18,8 +18,9 @@ from celery.canvas import Signature
 from .batch import Batch
 from .clock import moment_of
 from .errors import shortened
+from .home import Home
 from .pattern import Pattern
-from .publishing import OPTIONS, Publishing, gathering
+from .publishing import OPTIONS, gathering
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -35,17 +36,17 @@ BATCH_SIZE = 1000
 
 
 @contextmanager
-def gathered(app: Celery, joint: Publishing, size: int = BATCH_SIZE) -> Iterator[Any]:
+def gathered(app: Celery, home: Home, size: int = BATCH_SIZE) -> Iterator[Any]:
     """A producer whose delayed messages are stored together when the context ends; not if an error ends it.
 
     Args:
-        joint: the app's.
+        home: where they are stored.
         size: how many are stored in one call; if there are more, the first are stored earlier.
     """
     conf = app.conf
     with app.producer_or_acquire() as producer:
         policy = conf.task_publish_retry_policy
-        batch = Batch(producer, joint.prefix, joint.liveness, size, conf.task_publish_retry, policy, app.delayq.events)
+        batch = Batch(producer, home, size, conf.task_publish_retry, policy, app.delayq.events)
         yield gathering(producer, batch)
         batch.store()
 
@@ -60,7 +61,7 @@ def apply_many(
     app: Celery,
     items: Iterable[tuple[Signature | Task, datetime | float]],
     apply_at: Callable[..., Any],
-    joint: Publishing,
+    home: Home,
     batch_size: int,
 ) -> list[Any]:
     """Send *items* by *apply_at*, or as it would; see :meth:`celery_delayq.app.DelayQ.apply_many`."""
@@ -73,7 +74,7 @@ def apply_many(
     try:
         # The items are taken before a producer is: whoever makes them may need one, too.
         while taken := list(islice(read, batch_size)):
-            with gathered(app, joint, batch_size) as producer:
+            with gathered(app, home, batch_size) as producer:
                 kinds = _Kinds(app, producer, apply_at)
                 made = [kinds.apply(signature, moment) for signature, moment in taken]
             results += made

@@ -25,6 +25,11 @@ class Delivery:
     lists: tuple[str, ...]
     expires_ms: int | None = None
 
+    @property
+    def is_relayed(self) -> bool:
+        """Whether they leave this Redis, for a broker elsewhere: there are no ready lists."""
+        return not self.lists
+
     def list_of(self, step: int) -> str:
         """The ready list for a priority step: the one of the greatest step that is not above it."""
         return next(
@@ -41,6 +46,11 @@ class Delivery:
         """Read what :meth:`dumps` wrote."""
         steps, lists, expires_ms = json.loads(text)
         return cls(tuple(steps), tuple(lists), expires_ms)
+
+    @classmethod
+    def relayed(cls) -> Delivery:
+        """None: the jobs are handed over to a broker elsewhere, to where each message says."""
+        return cls((), ())
 
     @classmethod
     def plain(cls, key: str) -> Delivery:

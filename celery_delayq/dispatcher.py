@@ -1,4 +1,4 @@
-"""The dispatcher: sleeps until the next job is due, then moves what is due to the ready lists.
+"""The dispatcher: sleeps until the next job is due, then has what is due handed over.
 
 Knows neither Celery nor Kombu. Any number of dispatchers may run on one store: ``dispatch`` is one atomic script, so
 two at once, or one that wakes from a long pause, move every job once. Nothing is held in memory; where one stops,
@@ -10,28 +10,26 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from random import random
 from time import monotonic, sleep, time
+from typing import Protocol
 from uuid import uuid4
 
 import redis
 
 from .clock import SECOND_US
-from .delivery import Delivery
+from .direct import Direct
 from .errors import DelayQError
 from .fleet import Standing, farewell
-from .job import Upcoming
+from .job import Tell, Upcoming
 from .observers import Observers
-from .store import Dispatched, Store
+from .store import Dispatched, Store, Tick
 from .subscription import Subscription
 
 logger = logging.getLogger(__name__)
-
-#: A script call that takes longer (s) halves the batch: Redis serves nobody else meanwhile.
-CALL_BUDGET = 0.025
 
 #: How long (s) a wait on the socket may last before it looks whether it should stop. Costs Redis nothing.
 STOP_CHECK = 0.05
@@ -97,16 +95,42 @@ class Pass:
     deadline: Deadline
 
 
+class HandOver(Protocol):
+    """How due jobs get to those who run them: :class:`~celery_delayq.direct.Direct` or
+    :class:`~celery_delayq.relay.Relay`.
+    """
+
+    def begin(self, store: Store) -> None:
+        """The store is connected, perhaps anew: finish what the connection before has left."""
+
+    def hand_over(
+        self,
+        store: Store,
+        upcoming: Upcoming,
+        goes_on: Callable[[], bool],
+        question: tuple[Tell, bytes],
+        /,
+        *,
+        now_us: int | None = None,
+    ) -> Dispatched:
+        """One batch of that topic, and an end as soon as *goes_on* says no.
+
+        Args:
+            question: what to tell of each job that has left, and what to look for in its body.
+        """
+
+    def close(self) -> None:
+        """Give back whatever it holds."""
+
+
 class Dispatcher:
     """A loop around :meth:`dispatch_once`, in a thread of its own.
 
     Args:
         connect: opens a store on connections of its own. Called again after each lost connection; may raise anything.
-        batch_size: jobs that one script call moves at most.
+        hand_over: gets what is due to those who run it; by default to the ready lists in the same Redis.
         max_poll_interval: the fleet looks at least this often (s), even if nobody wakes it; a dispatcher that is killed
             is replaced after 0.9 to 1.2 times as long.
-        position: "back" or "front" of the ready lists.
-        ceilings: topic -> how many ready messages it may have; nothing is moved beyond.
         finish: called when a job lies aside for anybody to finish; returns at once.
         name: unlike those of all others of the fleet.
         chance: gives a number from 0 to 1; how standbys spread when the active one falls silent.
@@ -116,21 +140,17 @@ class Dispatcher:
     def __init__(
         self,
         connect: Callable[[], Store],
+        hand_over: HandOver | None = None,
         *,
-        batch_size: int = 1000,
         max_poll_interval: float = 1.0,
-        position: str = "back",
-        ceilings: Mapping[str, int] | None = None,
         finish: Callable[[], None] | None = None,
         name: str | None = None,
         chance: Callable[[], float] = random,
         observers: Observers | None = None,
     ) -> None:
         self._connect = connect
-        self._batch_size = self._batch_limit = batch_size
+        self._way = hand_over or Direct()
         self._max_poll_interval = max_poll_interval
-        self._position = position
-        self._ceilings = ceilings or {}
         self._finish = finish
         self._observers = observers or Observers()
         self._stopping = threading.Event()
@@ -172,6 +192,7 @@ class Dispatcher:
             try:
                 with closing(self._connect()) as store, Subscription(store) as subscription:
                     self._new_standing(alone=subscription.forbidden)
+                    self._way.begin(store)
                     self._look(store)
                     if trouble is not None:
                         logger.info("delayq dispatcher: working again")
@@ -188,13 +209,14 @@ class Dispatcher:
                 away = isinstance(error, UNREACHABLE) and not isinstance(error, redis.AuthenticationError)
                 kind = "unreachable" if away else text
                 if kind != trouble:
-                    known = isinstance(error, (redis.RedisError, OSError))
+                    known = isinstance(error, (redis.RedisError, OSError, DelayQError))
                     logger.warning(
                         "delayq dispatcher: %s; trying again, tasks wait safely meanwhile", text, exc_info=not known
                     )
                 trouble = kind
                 self._stopping.wait(pause)
                 pause = min(pause * 2, BACKOFF_LAST)
+        self._way.close()
 
     def _new_standing(self, *, alone: bool = False) -> None:
         self._alone = alone
@@ -288,7 +310,7 @@ class Dispatcher:
             self._finish()
         moved = dropped = orphans = tried = 0
         deadline = self._deadline(seen, tick.now_us, tick.next)
-        for upcoming in tick.due:
+        for upcoming in (*tick.due, *_expired(tick)):
             if self._stopping.is_set():
                 break
             if self._refused.get(upcoming.topic, 0.0) <= seen:
@@ -304,6 +326,9 @@ class Dispatcher:
             logger.debug("delayq dispatcher: moved %d tasks of %d queues", moved, tried)
         # Where nothing could leave, as from a queue that was paused since the tick, looking at once again is idle.
         return Pass(moved, dropped, orphans, moved + dropped + orphans > 0, deadline)
+
+    def _goes_on(self) -> bool:
+        return not self._stopping.is_set()
 
     def _begin_pass(self) -> None:
         self.counts.passes += 1
@@ -321,19 +346,16 @@ class Dispatcher:
     def _dispatch(self, store: Store, upcoming: Upcoming, *, now_us: int | None = None) -> Dispatched | None:
         """One batch of one topic. None: Redis refuses this topic, and only this; the others must go on."""
         topic = upcoming.topic
-        delivery = upcoming.delivery or Delivery.plain(store.keys.ready(topic))
         started = monotonic()
         try:
-            ceiling = self._ceilings.get(topic)
             question = self._observers.question()
-            done = store.dispatch(topic, delivery, self._batch_limit, self._position, ceiling, *question, now_us=now_us)
+            done = self._way.hand_over(store, upcoming, self._goes_on, question, now_us=now_us)
         except DelayQError as error:
             self.counts.errors += 1
             self._refused[topic] = started + REFUSED_PAUSE
             logger.error("delayq dispatcher: the tasks of queue %r wait: %s", topic, error)
             return None
         self._refused.pop(topic, None)
-        self._adapt(monotonic() - started, done.moved)
         self.counts.moved += done.moved
         self.counts.dropped += done.dropped
         self.counts.orphans += done.orphans
@@ -361,12 +383,11 @@ class Dispatcher:
         due = seen + (upcoming.due_us - now_us) / SECOND_US
         return Deadline(due, upcoming) if due <= poll else Deadline(poll, None)
 
-    def _adapt(self, took: float, moved: int) -> None:
-        """Halve the batch after a slow call; double it, up to what was set, after a full and quick one."""
-        if took > CALL_BUDGET:
-            self._batch_limit = max(self._batch_limit // 2, min(10, self._batch_size))
-        elif moved == self._batch_limit and took < CALL_BUDGET / 4:
-            self._batch_limit = min(self._batch_limit * 2, self._batch_size)
+
+def _expired(tick: Tick) -> list[Upcoming]:
+    """The topics of which only a lease has run out."""
+    due = {upcoming.topic for upcoming in tick.due}
+    return [Upcoming(tick.now_us, topic, None) for topic in tick.expired if topic not in due]
 
 
 def _midway(asked: float) -> float:

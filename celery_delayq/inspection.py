@@ -34,7 +34,9 @@ class Inspection:
         raise NotImplementedError
 
     def get(self, task_id: str) -> ScheduledTask | None:
-        """The waiting task of that id, in whatever queue; of several the one that is due first. None: none waits."""
+        """The task of that id, in whatever queue; of several the one that is due first, and those that wait before
+        those that are being handed over and dead letters. None: there is none.
+        """
         return next(iter(self.get_all(task_id)), None)
 
     def get_all(self, task_id: str) -> list[ScheduledTask]:
@@ -143,6 +145,10 @@ class Inspection:
                 cancelled=load.cancelled,
                 dropped=load.dropped,
                 orphans=load.orphans,
+                reserved=load.reserved,
+                dead=load.dead,
+                requeued=load.requeued,
+                buried=load.buried,
             )
             for queue, load in sorted(loads.items())
         }
@@ -150,7 +156,7 @@ class Inspection:
     def _loads(self, queues: Collection[str], limit: int | None) -> tuple[int, dict[str, Load]]:
         """Redis's clock (us), and what :meth:`stats` is made of."""
         with self._store() as store:
-            known = queues or {*store.topics(), *store.paused(), *store.counted()}
+            known = queues or {*store.topics(), *store.paused(), *store.counted(), *store.leased()}
             return store.loads(self._deliveries(set(sorted(known)[:limit])))
 
     def _spread(self, wanted: Filter) -> dict[str, int]:

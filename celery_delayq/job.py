@@ -315,7 +315,7 @@ class Load:
         waiting, due: jobs that wait; and how many of them are due.
         head_us: when the first of them is due, or None.
         held_us: nothing leaves before; infinity: paused; None: not held back.
-        ready: messages on its ready lists.
+        ready: messages on its ready lists; None if they are not in this Redis.
         reserved, dead: jobs under a lease; and given up.
         moved, cancelled, dropped, orphans, requeued, buried: in total, since the first job; buried: that were given up.
     """
@@ -324,7 +324,7 @@ class Load:
     due: int
     head_us: int | None
     held_us: float | None
-    ready: int
+    ready: int | None
     reserved: int
     dead: int
     moved: int

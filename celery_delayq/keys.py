@@ -84,6 +84,11 @@ class Keys:
         """hash: topic -> how its jobs are delivered, of topics with reserved or dead jobs."""
         return self._key("ways")
 
+    @property
+    def serves(self) -> str:
+        """string: the broker that jobs are handed over to, where that is not this Redis; without credentials."""
+        return self._key("serves")
+
     def journal(self, operation: str) -> str:
         """hash: topic -> how far a long change of many jobs has come. The only key of ours that expires."""
         return self._key(f"journal:{operation}")

@@ -120,6 +120,7 @@ class Leasing:
         in_us: int | None = None,
         max_attempts: int | None = None,
         reason: str = "",
+        counted: bool = True,
         now_us: int | None = None,
     ) -> list[bool]:
         """Give the jobs back: they wait again, or are dead if they were reserved *max_attempts* times. For each: False
@@ -129,11 +130,13 @@ class Leasing:
             at_us, in_us: due then, as of a :class:`~celery_delayq.job.Put`; neither: now. One with a grace comes back
                 by the end of that.
             reason: why; kept with a dead job.
+            counted: whether this was an attempt; not if nobody could be reached.
         """
         if not jobs:
             return []
         due = Put(topic, "due", b"", at_us, 0 if at_us is None and in_us is None else in_us).due
         args: list[Value] = [self.keys.wake, or_empty(now_us), topic, due, or_empty(max_attempts), reason[:REASON]]
+        args.append(int(counted))
         args += [word for job in jobs for word in (job.id, job.token)]
         return [bool(done) for done in script("release")(self.client, self._end_keys(topic), args)]
 

@@ -100,10 +100,10 @@ class Pattern:
         return result
 
     def _message(self, args: Any, kwargs: dict[str, Any], moment: datetime, id: str, tag: str, put_us: int) -> bytes:
-        producer, channel = self._producer, self._producer.channel
+        producer = self._producer
         body = producer._prepare((args, kwargs, self._embed), self._serializer, None, None, self._compression, {})[0]
         text = self._template % {
-            "body": quoted(channel.encode_body(body, channel.body_encoding)[0]),
+            "body": quoted(producer.encode_body(body)),
             "id": quoted(id),
             "args": quoted(_shown(args, self._limits[0], self._levels)),
             "kwargs": quoted(_shown(kwargs, self._limits[1], self._levels)),
@@ -162,12 +162,12 @@ def _is_stock(app: Celery, task: Task | None, producer: Any) -> bool:
     """Whether the messages of *task* are made by Celery's and Kombu's own functions, heard by nobody on their way, and
     sent where their options say, whatever their arguments are.
     """
-    amqp, channel = app.amqp, producer.channel
+    amqp, publishing = app.amqp, app.delayq.publishing
     listeners = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
     functions = [
         ("celery.canvas", Signature.apply_async),
         ("celery.canvas", Signature._merge),
-        ("celery.app.base", app.send_task),
+        ("celery.app.base", publishing.sends_as_stock),
         ("celery.app.amqp", vars(amqp).get("create_task_message")),
         ("celery.app.amqp", vars(amqp).get("send_task_message")),
         ("celery.app.routes", amqp.router.route),
@@ -182,7 +182,7 @@ def _is_stock(app: Celery, task: Task | None, producer: Any) -> bool:
         and not app.conf.task_send_sent_event
         and all(type(route) is MapRoute for route in amqp.router.routes)
         and all(_is_of(module, function) for module, function in functions)
-        and type(channel).__module__.startswith("kombu.")
+        and (publishing.home.is_relayed or type(producer.channel).__module__.startswith("kombu."))
         # Celery 5.7 makes models of arguments JSON's dicts.
         and getattr(task, "_dump_pydantic_arguments", None) is None
     )

@@ -4,6 +4,8 @@ Everything that sends a task (``apply_async``, ``send_task``, canvas, ``retry``,
 ``app.amqp.send_task_message`` with a Kombu producer. We let it do all that it does (router, signals, serializer,
 declarations) and change one thing: the producer's last step puts a delayed message into the store, where the stock one
 pushes it to a queue. What has no ``eta`` header, and what we leave to stock Celery, takes the stock step.
+
+Where the broker is not the Redis in which tasks wait, that last step needs no connection to the broker at all.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from celery.utils.imports import instantiate
-from kombu import Producer
+from kombu import Exchange, Producer, Queue
 
 from . import broker
 from .batch import Batch, waits
 from .clock import SECOND_US, checked_due_us, seconds_of
 from .errors import ImproperlyConfigured, Unattended, shortened
 from .events import Events, fields_of
+from .home import Home
 from .job import OnConflict, Put
-from .liveness import Liveness
-from .message import read_eta, without_eta
+from .message import DUE_PROPERTY, encode_body, envelope, read_eta, without_due, without_eta
+from .routing import Route, topic_of
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -130,13 +132,25 @@ class _CountedMessage(_Message):
     countdown: float
 
 
+class _When(NamedTuple):
+    """When a task is due, as its caller said it."""
+
+    countdown: float | None
+    eta: Any
+
+
+#: The option in which a task's due time passes Celery's native delayed delivery unseen.
+_WHEN = "delayq_when"
+
+
 class Publishing:
     """The joint with one app's publishing. Reads no configuration before the first publish."""
 
-    def __init__(self, app: Celery, settings: Callable[[], Settings], events: Events) -> None:
+    def __init__(self, app: Celery, settings: Callable[[], Settings], events: Events, home: Home) -> None:
         self._app = app
         self._settings = settings
         self._events = events
+        self.home = home
         self._warned = False
 
     def join(self) -> None:
@@ -146,20 +160,53 @@ class Publishing:
             _join(existing)
         elif not isinstance(self._app.amqp_cls, JoinedAMQP):
             self._app.amqp_cls = JoinedAMQP(self._app.amqp_cls)
+        if "send_task" not in vars(self._app):
+            self._app.send_task = self.send_task
+
+    def send_task(
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: float | None = None,
+        eta: Any = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """Stand in for ``app.send_task``: keep Celery's native delayed delivery from what will wait with us.
+
+        For RabbitMQ with quorum queues Celery sends a delayed task round by way of other exchanges, from inside of that
+        function; it would wait there once more after it has waited here. So the function does not see when it is due.
+        """
+        if (countdown or eta) and self._waits_with_us(_When(countdown, eta), options):
+            options[_WHEN] = _When(countdown, eta)
+            countdown = eta = None
+        return self._stock_send_task(name, args, kwargs, countdown, eta, *rest, **options)
 
     @property
-    def prefix(self) -> str:
-        """The setting ``delayq_prefix``."""
-        return self._settings().prefix
+    def _stock_send_task(self) -> Callable[..., Any]:
+        stock: Callable[..., Any] = type(self._app).send_task.__get__(self._app)
+        return stock
 
-    @cached_property
-    def liveness(self) -> Liveness:
-        """What this process has found of whether a dispatcher lives."""
-        settings = self._settings()
-        return Liveness(settings.max_poll_interval, refuses=settings.fallback == "native")
+    @property
+    def sends_as_stock(self) -> Callable[..., Any]:
+        """The ``app.send_task`` that sends: the stock one where ours passes on to it, else whatever stands there."""
+        current: Callable[..., Any] = self._app.send_task
+        return self._stock_send_task if current == self.send_task else current
+
+    def _waits_with_us(self, when: _When, options: Mapping[str, Any]) -> bool:
+        if not self.home.is_relayed or self._app.conf.task_protocol != 2:
+            return False
+        settings, explicit = self._settings(), any(name in options for name in OPTIONS)
+        if explicit or not (settings.intercept and settings.min_delay > 0):
+            return explicit or settings.intercept
+        return when.countdown is None or when.countdown >= settings.min_delay
 
     def create(self, stock: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Stand in for ``amqp.create_task_message``: keep the countdown, which the message itself forgets."""
+        when = options.pop(_WHEN, None)
+        if when is not None:  # by send_task, which gives these two by their places
+            args = (*args[:4], *when, *args[6:])
         message = stock(*args, **options)
         countdown = options["countdown"] if "countdown" in options else args[4] if len(args) > 4 else None
         if not countdown:
@@ -172,6 +219,9 @@ class Publishing:
         """Stand in for ``amqp.send_task_message``: the same call, with a producer that puts what is delayed."""
         if isinstance(producer, _Delaying):  # somebody has wrapped our function and put it in place of Celery's
             return stock(producer, name, message, **options)
+        options.pop(_WHEN, None)
+        if options.get("headers") and DUE_PROPERTY in options["headers"]:
+            options["headers"] = without_due(options["headers"])
         headers = message[0]
         countdown = getattr(message, "countdown", None)
         counted_eta = headers.get("eta") if countdown and headers else None
@@ -180,14 +230,14 @@ class Publishing:
             return stock(producer, name, message, **options)  # message protocol 1: the eta is inside the signed body
         sent_event = message[3]
         if not isinstance(producer, Gathering) or not waits(stock):
-            delaying = _variant(producer, _Delaying, _joint=self, _wish=wish)
+            delaying = _variant(producer, _Delaying, _joint=self, _wish=wish, _options=options)
             answer = stock(delaying, name, message, **options)
             if sent_event and getattr(delaying, "stored", False):
                 self._events.scheduled(delaying.scheduled(sent_event), producer)
             return answer
         batch = producer.gathers
         batch.make_room(batch.terms_of(wish.on_conflict, options.get("retry"), options.get("retry_policy")))
-        batch.last = _variant(producer, Gathered, _joint=self, _wish=wish, gathers=batch)
+        batch.last = _variant(producer, Gathered, _joint=self, _wish=wish, _options=options, gathers=batch)
         answer = batch.send(stock, batch.last, name, message, **options)
         if sent_event and hasattr(batch.last, "made"):
             batch.scheduled += batch.last.scheduled(sent_event)
@@ -211,15 +261,45 @@ class Publishing:
                 return None
         return {"at_us": at_us} if countdown is None else {"in_us": round(countdown * SECOND_US)}
 
-    def refuse(self, channel: object, wish: Wish) -> None:
-        """The broker is no Redis: say so, once; to who asked for us by name, as an error."""
-        transport = type(channel).__module__
-        text = f"the broker's transport {transport} is not Redis, where celery_delayq keeps delayed tasks"
+    def refuse(self, connection: Any, wish: Wish) -> None:
+        """Nothing can wait for that broker: say so, once; to who asked for us by name, as an error."""
+        if self.home.is_relayed:
+            text = (
+                f"the tasks of {connection.as_uri()} cannot wait at delayq_store_url, which is for {self.home.broker}"
+            )
+            advice = "give that broker an app of its own"
+        else:
+            transport = connection.get_transport_cls().__module__
+            text = f"the broker's transport {transport} is not Redis, where celery_delayq keeps delayed tasks"
+            advice = "name a Redis for them with delayq_store_url, or set broker_url to a redis:// URL"
         if wish.explicit:
-            raise ImproperlyConfigured(f"{text}; set broker_url to a redis://, rediss:// or sentinel:// URL")
+            raise ImproperlyConfigured(f"{text}; {advice}")
         if not self._warned:
             self._warned = True
-            logger.warning("%s: delayed tasks of this app go the stock way", text)
+            logger.warning("%s: such tasks of this app go the stock way", text)
+
+    def topic_of(self, options: Mapping[str, Any], exchange: str, routing_key: str) -> str | None:
+        """The topic of a message that is to be relayed; None: it is a broadcast.
+
+        Args:
+            options: what Celery's ``send_task_message`` was given.
+        """
+        amqp, queue, given = self._app.amqp, options.get("queue"), options.get("exchange")
+        if queue is None and given is None:
+            queue = amqp.default_queue
+        elif isinstance(queue, str):
+            queue = amqp.queues[queue]
+        known = [queue] if isinstance(queue, Queue) else []
+        kind = options.get("exchange_type") or (given.type if isinstance(given, Exchange) else None)
+        if kind == "fanout" and exchange:
+            return None
+        return topic_of(Route(exchange, routing_key), known, amqp.queues.values())
+
+    def terms(self, options: Mapping[str, Any]) -> tuple[bool, Mapping[str, Any]]:
+        """Whether and how to retry a publish with those options, as Kombu does it."""
+        conf, retry = self._app.conf, options.get("retry")
+        policy = {**conf.task_publish_retry_policy, **(options.get("retry_policy") or {})}
+        return conf.task_publish_retry if retry is None else retry, policy
 
     def unroutable(self, exchange: str, routing_key: str, wish: Wish, task_id: str) -> None:
         """No queue is bound: Kombu will drop the message. Say so; to who asked for us by name, as an error."""
@@ -234,15 +314,13 @@ class _Delaying:
     revives the one after a lost connection revives the other.
     """
 
-    SLOTS: ClassVar[tuple[str, ...]] = (
-        "_joint",
-        "_wish",
-        "made",
-        "stored",
-    )  # of the class that is made for each producer class
+    #: Of the class that is made for each producer class.
+    SLOTS: ClassVar[tuple[str, ...]] = ("_joint", "_wish", "_options", "made", "stored")
     if TYPE_CHECKING:
         _joint: Publishing
         _wish: Wish
+        #: What Celery's ``send_task_message`` was given.
+        _options: Mapping[str, Any]
         #: The puts of the message, once they are made.
         made: list[Put]
         #: Whether they wait now; not if one that waited was kept.
@@ -288,9 +366,12 @@ class _Delaying:
         due = self._joint.due_of(self._wish, headers.get("eta")) if "task" in headers else None
         if due is None:
             return stock()
+        arguments = (body, priority, content_type, content_encoding, headers, properties, exchange, routing_key)
+        if self._joint.home.is_relayed:
+            return self._put_for_relay(stock, due, *arguments)
         channel = self.channel  # type: ignore[attr-defined]  # of the producer
         if not broker.is_redis(channel):
-            self._joint.refuse(channel, self._wish)
+            self._joint.refuse(self.connection, self._wish)  # type: ignore[attr-defined]
             return stock()
         broker.declare(self, channel, declare or ())
         if not hasattr(self, "made"):
@@ -299,44 +380,81 @@ class _Delaying:
                 if queues is not None:  # bound to nothing; None would be a broadcast
                     self._joint.unroutable(exchange, routing_key, self._wish, headers["id"])
                 return stock()
-            message, step = broker.envelope(
-                channel,
-                body,
-                priority,
-                content_type,
-                content_encoding,
-                *without_eta(headers, properties, time.time_ns() // 1000),
-                exchange,
-                routing_key,
-            )
-            # Made once, not again for each retry: a put that finds these very bytes knows itself.
-            self.made = [
-                Put(
-                    queue,
-                    headers["id"],
-                    message,
-                    step=step,
-                    max_wait_us=self._wish.max_wait_us,
-                    grace_us=self._wish.grace_us,
-                    **due,
-                )
-                for queue in queues
-            ]
+            message, step = broker.envelope(channel, *_waiting(*arguments))
+            self._make(queues, headers["id"], message, step, due)
         if self.gathers is not None:
             self.gathers.add(self.made, declare or ())
         else:
-            joint = self._joint
+            home = self._joint.home
             try:
-                count = broker.put(channel, joint.prefix, self.made, self._wish.on_conflict, joint.liveness)
+                count = broker.put(channel, home.prefix, self.made, self._wish.on_conflict, liveness=home.liveness)
             except Unattended:
                 return stock()
-            # A retry of a put that has succeeded stores nothing, either.
-            self.stored = count > 0 or self._wish.on_conflict is not OnConflict.KEEP
+            self._has_put(count)
         return None
+
+    def _put_for_relay(self, stock: Callable[[], Any], due: dict[str, int], *arguments: Any) -> Any:
+        """The last step where the broker is not the Redis in which the message waits: does not touch the broker, which
+        gets what has to be declared with the message.
+        """
+        *_, headers, _, exchange, routing_key = arguments
+        joint = self._joint
+        connection = self.connection  # type: ignore[attr-defined]  # of the producer
+        if not joint.home.serves(connection):
+            joint.refuse(connection, self._wish)
+            return stock()
+        topic = joint.topic_of(self._options, exchange, routing_key)
+        if topic is None:
+            return stock()
+        if not hasattr(self, "made"):
+            self._make([topic], headers["id"], envelope(*_waiting(*arguments)), 0, due)
+        if self.gathers is not None:
+            self.gathers.add(self.made)
+        else:
+            try:
+                count = joint.home.put(self.made, self._wish.on_conflict, *joint.terms(self._options))
+            except Unattended:
+                return stock()
+            self._has_put(count)
+        return None
+
+    def _has_put(self, count: int) -> None:
+        # A retry of a put that has succeeded stores nothing, either.
+        self.stored = count > 0 or self._wish.on_conflict is not OnConflict.KEEP
 
     def scheduled(self, sent_event: dict[str, Any]) -> list[dict[str, Any]]:
         """The fields of its events ``task-scheduled``."""
         return fields_of(sent_event, self.made)
+
+    def _make(self, topics: list[str], id: str, message: bytes, step: int, due: dict[str, int]) -> None:
+        # Made once, not again for each retry: a put that finds these very bytes knows itself.
+        wish = self._wish
+        self.made = [
+            Put(topic, id, message, step=step, max_wait_us=wish.max_wait_us, grace_us=wish.grace_us, **due)
+            for topic in topics
+        ]
+
+    def encode_body(self, body: str | bytes) -> str:
+        """A body as it stands in the message that waits."""
+        if self._joint.home.is_relayed:
+            return encode_body(body)
+        channel = self.channel  # type: ignore[attr-defined]  # of the producer
+        encoded: str = channel.encode_body(body, channel.body_encoding)[0]
+        return encoded
+
+
+def _waiting(
+    body: Any,
+    priority: int,
+    content_type: str,
+    content_encoding: str,
+    headers: dict[str, Any],
+    properties: dict[str, Any],
+    *target: str,
+) -> tuple[Any, ...]:
+    """What a message is made of, as it waits."""
+    changed = without_eta(headers, properties, time.time_ns() // 1000)
+    return body, priority, content_type, content_encoding, *changed, *target
 
 
 class Gathering:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.functional import maybe_list
 from celery.utils.imports import instantiate
 
-from . import broker
-
 if TYPE_CHECKING:
     from celery import Celery
     from celery.app.control import Control
@@ -69,11 +67,11 @@ def _take_back(app: Celery, command: str, arguments: dict[str, Any]) -> None:
     """Cancel what waits and is meant by a control command; whichever workers that is addressed to."""
     if command in ("revoke", "terminate"):
         ids = [id for id in maybe_list(arguments.get("task_id")) or () if isinstance(id, str) and id]
-        if ids and broker.goes_to_redis(app.connection_for_write()):
+        if ids and app.delayq.home.is_there:
             app.delayq.cancel(*ids)
     elif command == "revoke_by_stamped_headers":
         stamps = _stamps_of(arguments.get("headers"))
-        if stamps and broker.goes_to_redis(app.connection_for_write()):
+        if stamps and app.delayq.home.is_there:
             app.delayq._cancel_stamped(stamps)
 
 

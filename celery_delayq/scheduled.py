@@ -13,7 +13,7 @@ from typing import Any
 
 from .clock import checked_due_us, from_us, moment_of
 from .errors import shortened
-from .job import Needle, Waiting
+from .job import Dead, Needle, Waiting
 from .message import PUT_PROPERTY
 
 #: Text that all who write JSON write alike.
@@ -186,6 +186,49 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class DeadTask:
+    """One dead letter: a task that could not be handed over to its broker, however often that was tried.
+
+    Attributes:
+        id, task, argsrepr, kwargsrepr, queue, priority, headers: as of a :class:`ScheduledTask`.
+        due: when it was due for the last attempt; aware, UTC.
+        died: when it was given up; aware, UTC.
+        attempts: how often it was tried.
+        reason: why the last attempt failed; empty if whoever made it died over it.
+    """
+
+    id: str
+    task: str | None
+    argsrepr: str | None
+    kwargsrepr: str | None
+    queue: str
+    priority: int | None
+    due: datetime
+    died: datetime
+    attempts: int
+    reason: str
+    headers: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def read(cls, job: Dead) -> DeadTask:
+        """From a job of the store."""
+        task = ScheduledTask.read(Waiting(job.topic, job.id, job.due_us, job.body, job.step))
+        return cls(
+            id=task.id,
+            task=task.task,
+            argsrepr=task.argsrepr,
+            kwargsrepr=task.kwargsrepr,
+            queue=task.queue,
+            priority=task.priority,
+            due=task.due,
+            died=from_us(job.died_us),
+            attempts=job.attempts,
+            reason=job.reason,
+            headers=task.headers,
+        )
+
+
+@dataclass(frozen=True)
 class QueueStats:
     """What one queue holds and has done.
 
@@ -194,17 +237,23 @@ class QueueStats:
         due: how many of them are due, and not handed over yet.
         overdue: since when the first of them is; zero if none is.
         paused: whether it is paused.
-        ready: messages that are ready for workers.
+        ready: messages that are ready for workers; None where the broker is not the Redis in which they wait.
         moved, cancelled, dropped, orphans: in total: handed over; taken back; dropped since they came too late; ids
             found without a message.
+        reserved, dead: tasks that are being handed over; dead letters. Both only where tasks are relayed.
+        requeued, buried: in total: hand-overs that failed and are tried again; tasks that became dead letters.
     """
 
     waiting: int
     due: int
     overdue: timedelta
     paused: bool
-    ready: int
+    ready: int | None
     moved: int
     cancelled: int
     dropped: int
     orphans: int
+    reserved: int = 0
+    dead: int = 0
+    requeued: int = 0
+    buried: int = 0

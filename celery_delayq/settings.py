@@ -6,6 +6,7 @@ The README's table is made from the fields below, by :func:`table`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -31,6 +32,24 @@ def _interval(value: object) -> float:
     if _seconds(value) < 0.05:
         raise ValueError("must be 0.05 seconds or more")
     return _seconds(value)
+
+
+def _attempts(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1000:
+        return value
+    raise ValueError("must be a whole number from 1 to 1000")
+
+
+def _lease(value: object) -> float:
+    if 1 <= _seconds(value) <= 86_400:
+        return _seconds(value)
+    raise ValueError("must be from 1 to 86400 seconds")
+
+
+def _url(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and "://" in value):
+        return value
+    raise ValueError("must be a URL of a Redis, as redis://, rediss:// or sentinel://")
 
 
 def _batch(value: object) -> int:
@@ -69,8 +88,13 @@ def _ceilings(value: object) -> Mapping[str, int] | None:
     return dict(value)
 
 
-def _setting(default: Any, read: Callable[[object], Any], help: str) -> Any:
-    return field(default=default, metadata={"read": read, "help": help})
+def _setting(default: Any, read: Callable[[object], Any], help: str, *, shown: bool = True) -> Any:
+    return field(default=default, metadata={"read": read, "help": help}, repr=shown)
+
+
+def _masked(value: object) -> str:
+    """A value for an error message, without the password that a URL may hold."""
+    return re.sub(r"//[^/@]*@", "//**@", shortened(value))
 
 
 @dataclass(frozen=True)
@@ -100,6 +124,18 @@ class Settings:
         None,
         _ceilings,
         '`{"queue": 1000}`: due tasks of that queue wait while so many messages are ready for its workers.',
+    )
+    store_url: str | None = _setting(
+        None,
+        _url,
+        "The Redis in which delayed tasks wait, if that is not the broker: `redis://`, `rediss://`, `sentinel://` …",
+        shown=False,  # it may hold a password
+    )
+    lease: float = _setting(
+        60.0, _lease, "Seconds that a dispatcher has for a task to reach a broker that is not the store."
+    )
+    max_attempts: int = _setting(
+        16, _attempts, "So often such a hand-over is tried; then the task lies among the dead letters."
     )
 
     adopt: bool = _setting(
@@ -137,7 +173,7 @@ class Settings:
             try:
                 values[known[key].name] = known[key].metadata["read"](value)
             except ValueError as error:
-                raise ImproperlyConfigured(f"{key} {error}, not {shortened(value)}") from None
+                raise ImproperlyConfigured(f"{key} {error}, not {_masked(value)}") from None
         return cls(**values)
 
 

@@ -458,6 +458,19 @@ class Store(Leasing):
         else:
             self._redis.connection_pool.disconnect(inuse_connections=False)
 
+    def serves(self) -> str | None:
+        """The broker that the jobs are for, where that is not this Redis; None if nobody has said so yet."""
+        found = self._redis.get(self.keys.serves)
+        return None if found is None else str(found.decode())
+
+    def serve(self, broker: str) -> str:
+        """Remember that the jobs are for *broker*, unless it is known already for which; return which one that is."""
+        known = self.serves()
+        if known is None:
+            self._redis.set(self.keys.serves, broker, nx=True)
+            known = self.serves()
+        return known or broker
+
     def now_us(self) -> int:
         """Redis's clock."""
         seconds, microseconds = self._redis.time()
@@ -594,7 +607,7 @@ class Store(Leasing):
                 replies = iter(pipe.execute())
             for topic, delivery in some:
                 waiting, due, head, held_us, totals, reserved, dead = islice(replies, 7)
-                ready_length = sum(islice(replies, len(delivery.lists)))
+                ready_length = sum(islice(replies, len(delivery.lists))) if delivery.lists else None
                 head_us = int(head[0][1]) if head else None
                 counts = (int(total or 0) for total in totals)
                 loads[topic] = Load(waiting, due, head_us, held_us, ready_length, reserved, dead, *counts)

@@ -27,8 +27,9 @@
 -- ARGV[4]  due           us since the epoch, or '+' and us from now; what is past is due now
 -- ARGV[5]  max_attempts  a job that was reserved so often is dead; '' for however often
 -- ARGV[6]  reason        why it comes back, kept with a dead one
--- ARGV[7]  id, and
--- ARGV[8]  token         that it was reserved with; and any number of pairs
+-- ARGV[7]  counted       '1'; or '0': nobody could be reached, so this was no attempt
+-- ARGV[8]  id, and
+-- ARGV[9]  token         that it was reserved with; and any number of pairs
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it was reserved with this token, also if its lease has run out and
 --                            nobody has taken it back yet; 0: LEASE_LOST, nothing of it was touched
@@ -42,7 +43,7 @@
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
 
 local channel, now, topic, due = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local max_attempts, reason = tonumber(ARGV[5]), ARGV[6]
+local max_attempts, reason, counted = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 
 -- The score of one more job of this due. `text` is due, too: what came as text costs less than a number to hand on.
 local function slot(schedule, ties, due, text)
@@ -69,7 +70,8 @@ for position, expected in ipairs(kinds) do
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
-if #ARGV % 2 == 1 or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not due or due % 1 ~= 0
+if #ARGV % 2 == 0 or (counted ~= '0' and counted ~= '1') or not due or due % 1 ~= 0
+  or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
   or (ARGV[5] ~= '' and not (max_attempts and max_attempts % 1 == 0 and max_attempts >= 1)) then
   return redis.error_reply('BADARG needs whole us, a due time, 1 attempt or more, and a token behind each id')
 end
@@ -129,10 +131,18 @@ local function end_lease(id, ticket, due, reason)
 end
 
 local replies = {}
-for position = 7, #ARGV, 2 do
+for position = 8, #ARGV, 2 do
   local id, token = ARGV[position], ARGV[position + 1]
   local ticket = redis.call('HGET', KEYS[15], id)
-  local is_ours = ticket and string.match(ticket, '^%S+') == token and end_lease(id, ticket, due, reason)
+  local is_ours, before = ticket and string.match(ticket, '^%S+') == token, nil
+  if is_ours and counted == '0' then
+    before = (tonumber(string.match(ticket, '^%S+ (%d+)') or nil) or 1) - 1
+    ticket = string.gsub(ticket, '^(%S+) %d+', '%1 ' .. string.format('%d', before))
+  end
+  is_ours = is_ours and end_lease(id, ticket, due, reason)
+  if before == 0 then -- it is as if it had never been reserved
+    redis.call('HDEL', KEYS[13], id)
+  end
   replies[#replies + 1] = is_ours and 1 or 0
 end
 

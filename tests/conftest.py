@@ -16,6 +16,8 @@ from celery_delayq.embedded import RedisServer, servers
 from celery_delayq.keys import Keys
 from celery_delayq.store import Store
 
+from . import rabbit
+
 # Whatever runs in the background is told to ignore Ctrl-C, and so is all that it starts. What the tests start minds it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -97,3 +99,11 @@ def make_app(server: RedisServer) -> Iterator[Callable[..., Celery]]:
 @pytest.fixture
 def app(make_app: Callable[..., Celery]) -> Celery:
     return make_app()
+
+
+@pytest.fixture(scope="session")
+def rabbit_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A RabbitMQ that all test processes share: name queues so that no other test does."""
+    folder = tmp_path_factory.getbasetemp()
+    with rabbit.shared(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) as url:
+        yield url

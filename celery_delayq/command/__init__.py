@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import changing, draining, reading, transferring
+from . import changing, dead, draining, reading, transferring
 from .group import delayq
 
-__all__ = ["changing", "delayq", "draining", "reading", "transferring"]
+__all__ = ["changing", "dead", "delayq", "draining", "reading", "transferring"]

@@ -73,7 +73,7 @@ def cancel(
         raise WrongUse("give ids, or filters such as --queue; for all that waits there is purge")
     if task_ids:
         act = (
-            (lambda task_id: app.get(task_id) is not None)
+            (lambda task_id: any(task.state == "waiting" for task in app.get_all(task_id)))
             if dry_run
             else (lambda task_id: app.cancel(task_id, mark=not no_mark) > 0)
         )

@@ -59,15 +59,16 @@ def _told(ctx: click.Context) -> Iterator[None]:
     except DelayQError as error:
         raise click.ClickException(one_line(error)) from None
     except (OperationalError, redis.RedisError) as error:
-        raise click.ClickException(_broker_trouble(ctx.obj.app, error)) from None
+        raise click.ClickException(_redis_trouble(ctx.obj.app, error)) from None
 
 
-def _broker_trouble(app: Celery, error: Exception) -> str:
-    connection, cause = app.connection_for_write(), error.__cause__ or error
+def _redis_trouble(app: Celery, error: Exception) -> str:
+    home, cause = app.delayq.home, error.__cause__ or error
+    connection = home.template
     where = connection.as_uri()  # which masks a password, also one that is not there
     where, said = where if connection.password else where.replace(":**@", ""), cut(one_line(error), 200)
     if isinstance(cause, (redis.ConnectionError, redis.TimeoutError, OSError)):
-        return f"Redis cannot be reached at {where}: {said} Is it running, and is broker_url right?"
+        return f"Redis cannot be reached at {where}: {said} Is it running, and is {home.setting} right?"
     return f"Redis at {where} refuses: {said}"
 
 
@@ -89,10 +90,12 @@ def delayq_of(ctx: click.Context) -> DelayQ:
         raise WrongUse(f"the app {safe(str(app.main))!r} has no celery_delayq: call DelayQ(app) where it is made{hint}")
     delayq: DelayQ = found
     try:
-        is_redis = broker.goes_to_redis(app.connection_for_write())
+        goes_to_redis = broker.goes_to_redis(app.connection_for_write())
     except Exception as error:  # noqa: BLE001  # whatever Kombu, or a module that a URL names, makes of it
         raise WrongUse(f"broker_url cannot be used: {one_line(error)}") from None
-    if is_redis:
+    if delayq.home.is_relayed:
+        delayq.home.template.transport_options.setdefault("socket_connect_timeout", CONNECT_TIMEOUT)
+    elif goes_to_redis:
         options = app.conf.broker_transport_options or {}
         app.conf.broker_transport_options = {"socket_connect_timeout": CONNECT_TIMEOUT, **options}
     return delayq

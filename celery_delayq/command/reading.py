@@ -220,7 +220,8 @@ def stats(ctx: click.Context, as_objects: bool) -> None:
 
     WAITING delayed tasks, how many of them are DUE but not handed over yet and for how long the first of them has been
     (OVERDUE), messages READY for workers; and in total those MOVED to the queue, CANCELLED, DROPPED since they came
-    too late, and ORPHANS, ids without a message.
+    too late, and ORPHANS, ids without a message. Where tasks are relayed: how many are RESERVED, being handed over;
+    in total REQUEUED, tried again; and DEAD letters.
     """
     found = delayq_of(ctx).stats()
     if as_objects:
@@ -229,12 +230,15 @@ def stats(ctx: click.Context, as_objects: bool) -> None:
     if not found:
         click.echo("nothing waits, and nothing ever has", err=True)
         return
-    names = ("waiting", "due", "overdue", "paused", "ready", "moved", "cancelled", "dropped", "orphans")
+    names = ["waiting", "due", "overdue", "paused", "ready", "moved", "cancelled", "dropped", "orphans"]
+    if any(figures.ready is None for figures in found.values()):
+        names += ["reserved", "requeued", "dead"]
     table = Table(Column("QUEUE", narrows=True), *(Column(name.upper(), right=True) for name in names))
     rows = []
     for queue, figures in found.items():
         told = asdict(figures)
         told |= {"overdue": tell_length(figures.overdue.total_seconds()) if figures.due else "-"}
         told |= {"paused": "paused" if figures.paused else "-"}
+        told |= {"ready": "-"} if figures.ready is None else {}
         rows.append([queue, *(said if isinstance(said := told[name], str) else f"{said:,}" for name in names)])
     write(table.lines(rows))

@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_delayq.delivery import Delivery
+from celery_delayq.direct import Direct
 from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.embedded import RedisServer
 from celery_delayq.job import Put
@@ -94,7 +95,7 @@ def test_a_burst_on_one_topic_delays_no_other(store: Store) -> None:
     """One pass takes one batch of each topic that is due."""
     jobs = [Put("big", f"{n}", b"x", at_us=NOW) for n in range(500)] + [Put("small", "s", b"x", at_us=NOW)]
     store.put(jobs, {"big": Delivery.plain("big"), "small": Delivery.plain("small")}, now_us=NOW)
-    dispatcher = Dispatcher(lambda: store, batch_size=100)
+    dispatcher = Dispatcher(lambda: store, Direct(batch_size=100))
 
     done = dispatcher.dispatch_once(store, now_us=NOW + 1000)
 
@@ -143,7 +144,7 @@ def test_an_unknown_delivery_goes_to_the_list_of_the_queue(store: Store) -> None
 def test_several_dispatchers_move_each_job_once(store: Store, start: Callable[..., Dispatcher]) -> None:
     """Five at once on one topic: every job arrives, none twice."""
     for _ in range(5):
-        start(batch_size=50)
+        start(hand_over=Direct(batch_size=50))
     ids = [f"{n}" for n in range(3000)]
     for begin in range(0, 3000, 300):
         put(store, *ids[begin : begin + 300], in_us=begin * 100)
@@ -220,15 +221,15 @@ def test_a_forbidden_channel_means_polling(
     assert dispatcher.counts.errors == 0
 
 
-def test_a_slow_call_makes_smaller_batches(store: Store) -> None:
+def test_a_slow_call_makes_smaller_batches() -> None:
     """The batch adapts to a time budget, down and up again, within what was set."""
-    dispatcher = Dispatcher(lambda: store, batch_size=1000)
+    direct = Direct(batch_size=1000)
     for _ in range(20):
-        dispatcher._adapt(took=1.0, moved=1000)
-    assert dispatcher._batch_limit == 10
+        direct._adapt(took=1.0, moved=1000)
+    assert direct._batch_limit == 10
     for _ in range(20):
-        dispatcher._adapt(took=0.001, moved=dispatcher._batch_limit)
-    assert dispatcher._batch_limit == 1000
+        direct._adapt(took=0.001, moved=direct._batch_limit)
+    assert direct._batch_limit == 1000
 
 
 def test_stop_is_prompt_and_repeatable(start: Callable[..., Dispatcher]) -> None:

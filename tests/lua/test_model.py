@@ -387,12 +387,20 @@ class Model:
         return ends.count("requeued"), ends.count("dead")
 
     def release(
-        self, name: str, jobs: Sequence[Reserved], due: int, max_attempts: int | None, reason: str, now: int
+        self,
+        name: str,
+        jobs: Sequence[Reserved],
+        due: int,
+        max_attempts: int | None,
+        reason: str,
+        counted: bool,
+        now: int,
     ) -> list[bool]:
         ours = []
         for job in jobs:
             ours.append(self._holds(job))
             if ours[-1]:
+                self.topics[name].leases[job.id.decode()].job.attempts -= not counted
                 self._end_lease(name, job.id.decode(), max(due, now), max_attempts, reason, now)
         self._end_way(self.topics[name])
         return ours
@@ -805,8 +813,9 @@ class Leases(Scripts):
         elif verb == "ack with a wrong token":
             assert [False] * len(jobs) == store.ack(name, [job._replace(token=job.token[:-1]) for job in jobs])
         elif verb == "release" and jobs:
-            expected = model.release(name, jobs, now + by, attempts, "two\nlines", now)
-            done = store.release(name, jobs, in_us=by, max_attempts=attempts, reason="two\nlines", now_us=now)
+            terms = {"max_attempts": attempts, "reason": "two\nlines", "counted": dice.random() < 0.7}
+            expected = model.release(name, jobs, now + by, **terms, now=now)
+            done = store.release(name, jobs, in_us=by, **terms, now_us=now)
             assert expected == done
         elif verb == "extend":
             assert model.extend(name, jobs, now + by + 1) == store.extend(name, jobs, by + 1, now_us=now)

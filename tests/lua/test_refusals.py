@@ -224,6 +224,7 @@ CALLS = {
             (NOW + 900, NO_DUE),
             (5, (*NO_NUMBER, "0", "-1", "inf")),
             ("the broker is away", ANY),
+            (1, (*NO_NUMBER, "2", "-1")),
             ("mine", ANY),
             ("n.3", ANY),
         ],

@@ -71,6 +71,18 @@ def test_it_is_dead_when_its_attempts_are_used_up(store: Store, contents: Reader
     assert store.ack("q", [a]) == [False]
 
 
+def test_what_is_not_counted_is_no_attempt(store: Store) -> None:
+    """Nobody could be reached: however often that is so, it uses no attempt up."""
+    put(store, job("a", 1))
+    (a,) = reserve(store, after=9)
+    store.release("q", [a], max_attempts=3, now_us=NOW + 9)
+    for _ in range(5):
+        (a,) = reserve(store, after=9)
+        assert a.attempts == 2
+        assert store.release("q", [a], max_attempts=3, counted=False, now_us=NOW + 9) == [True]
+    assert store.dead("q").jobs == ()
+
+
 def test_attempts_begin_anew_with_a_new_job(store: Store, contents: Reader) -> None:
     """Of the same id: put anew, deleted, purged, dispatched or pulled in between."""
     for end in (
