@@ -16,7 +16,7 @@ from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
 from .adoption import Adoption
-from .bootstep import AdoptionStep, DispatcherStep
+from .bootstep import AdoptionStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .delivery import Delivery
@@ -75,6 +75,7 @@ class DelayQ(Control):
             tracing.join()
             app.steps["worker"].add(DispatcherStep)
             app.steps["consumer"].add(AdoptionStep)
+            app.steps["consumer"].add(MasterStep)
             app.user_options["worker"].add(
                 Option(
                     ["--no-delayq-dispatch"],

@@ -20,6 +20,7 @@ from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.json import dumps
 from redis.exceptions import OutOfMemoryError
 
+from . import failover
 from .delivery import Delivery
 from .job import Adopted, OnConflict, Origin, Put
 from .keys import Keys
@@ -50,8 +51,14 @@ def goes_to_redis(connection: Any) -> bool:
 
 
 def _link(channel: Channel, prefix: str) -> _Link:
-    """Ours to the channel's own Redis database, under *prefix*, on the channel's connections."""
+    """Ours to the channel's own Redis database, under *prefix*, on the channel's connections.
+
+    Waits while Sentinel promotes a replica: what would be written meanwhile would be lost.
+    """
     pool = channel.pool
+    watch = failover.follow(pool)
+    if watch is not None:
+        watch.settle()
     link = _links.get(channel)
     # After a fork, and after a lost connection, the channel has another pool.
     if link is None or link.store.client.connection_pool is not pool or link.store.keys.prefix != prefix:
@@ -223,10 +230,19 @@ def connect(connection: Any, prefix: str) -> Store:
         reraise_as_library_errors=False,
     )
     channel = connection.channel()
+    failover.follow(channel.pool, early=True)
     # One thread, one socket: no time goes into getting it from the pool and giving it back.
     client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
     # The connection also keeps the channel, which forgets its sockets in the children of a fork.
     return Store(client, _link(channel, prefix).store.keys, owner=connection)
+
+
+def follow_master(connection: Any) -> None:
+    """Have all channels of *connection*, a Kombu connection, leave its Redis master when Sentinel has another one."""
+    if is_redis(connection.default_channel):
+        for channel in connection.connection.channels:
+            failover.follow(channel.pool)
+            failover.follow(channel.async_pool)
 
 
 def store_of(channel: Channel, prefix: str) -> Store:
