@@ -137,6 +137,7 @@ class DelayQ(Control):
         Raises:
             AlreadyScheduled: the id waits already, and *on_conflict* is "error".
             ImproperlyConfigured: the broker is not Redis.
+            ReplicasMissing: it is stored, but fewer replicas than ``delayq_wait_replicas`` have acknowledged it.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
             TypeError, ValueError: a value that cannot be; the message says which.
         """
@@ -184,6 +185,8 @@ class DelayQ(Control):
         Raises:
             AlreadyScheduled: *on_conflict* is "error", and an id waits already, or comes twice in one batch.
             ImproperlyConfigured: the broker is not Redis.
+            ReplicasMissing: the last batch is stored, but fewer replicas than ``delayq_wait_replicas`` have
+                acknowledged it.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full. If it is unreachable after all
                 retries, the last batch may be stored or not, like any publish.
             TypeError, ValueError: a value that cannot be; the message says which, and of which item.

@@ -48,6 +48,7 @@ class Batch:
         size: how many puts a call takes; a message that goes to several queues is not torn apart.
         retry, policy: whether and how to retry, where a message does not say.
         events: tells of the tasks that were stored.
+        replicas: how many must acknowledge a batch.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Batch:
         retry: bool,
         policy: Mapping[str, Any],
         events: Events,
+        replicas: int = 0,
     ) -> None:
         self._producer = producer
         self._prefix = prefix
@@ -67,6 +69,7 @@ class Batch:
         self._retry = retry
         self._policy = policy
         self._events = events
+        self._replicas = replicas
         #: The producer of the message that was gathered last.
         self.last: Any = None
         self._senders: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -133,6 +136,7 @@ class Batch:
 
         Raises:
             AlreadyScheduled: *on_conflict* is "error", and an id waits already or was added twice. Nothing is stored.
+            ReplicasMissing: all are stored, but too few replicas have acknowledged them.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
         """
         terms, puts, entities = self.terms, self._puts, self._entities
@@ -146,7 +150,9 @@ class Batch:
             channel = producer.channel  # a new one, after a connection was lost
             broker.declare(producer, channel, entities)
             try:
-                return broker.put(channel, self._prefix, puts, terms.on_conflict, self._liveness)
+                return broker.put(
+                    channel, self._prefix, puts, terms.on_conflict, self._liveness, replicas=self._replicas
+                )
             except Unattended:
                 broker.push(channel, self._prefix, (replace(put, body=with_eta(put.body)) for put in puts))
                 return None

@@ -91,7 +91,13 @@ def _delivery(channel: Channel, link: _Link, queue: str) -> Delivery:
 
 
 def put(
-    channel: Channel, prefix: str, jobs: Sequence[Put], on_conflict: OnConflict, liveness: Liveness | None = None
+    channel: Channel,
+    prefix: str,
+    jobs: Sequence[Put],
+    on_conflict: OnConflict,
+    liveness: Liveness | None = None,
+    *,
+    replicas: int = 0,
 ) -> int:
     """Store *jobs* of this channel's queues; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
 
@@ -104,7 +110,7 @@ def put(
     link = _link(channel, prefix)
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
-        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness)
+        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness, replicas=replicas)
     except OutOfMemoryError as error:
         raise _full(error) from error
 

@@ -44,8 +44,9 @@ def gathered(app: Celery, joint: Publishing, size: int = BATCH_SIZE) -> Iterator
     """
     conf = app.conf
     with app.producer_or_acquire() as producer:
-        policy = conf.task_publish_retry_policy
-        batch = Batch(producer, joint.prefix, joint.liveness, size, conf.task_publish_retry, policy, app.delayq.events)
+        policy, replicas = conf.task_publish_retry_policy, joint.replicas
+        events = app.delayq.events
+        batch = Batch(producer, joint.prefix, joint.liveness, size, conf.task_publish_retry, policy, events, replicas)
         yield gathering(producer, batch)
         batch.store()
 

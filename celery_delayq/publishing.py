@@ -152,6 +152,11 @@ class Publishing:
         """The setting ``delayq_prefix``."""
         return self._settings().prefix
 
+    @property
+    def replicas(self) -> int:
+        """The setting ``delayq_wait_replicas``."""
+        return self._settings().wait_replicas
+
     @cached_property
     def liveness(self) -> Liveness:
         """What this process has found of whether a dispatcher lives."""
@@ -327,7 +332,14 @@ class _Delaying:
         else:
             joint = self._joint
             try:
-                count = broker.put(channel, joint.prefix, self.made, self._wish.on_conflict, joint.liveness)
+                count = broker.put(
+                    channel,
+                    joint.prefix,
+                    self.made,
+                    self._wish.on_conflict,
+                    joint.liveness,
+                    replicas=joint.replicas,
+                )
             except Unattended:
                 return stock()
             # A retry of a put that has succeeded stores nothing, either.
