@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult, GroupResult
 
 #: Socket timeout (s) of the dispatcher's connections, where ``broker_transport_options`` names none: a Redis that
-#: has vanished without closing its connections is noticed after so long.
-SOCKET_TIMEOUT = 5.0
+#: has vanished without closing its connections is noticed after so long. Less where Sentinel may have another one.
+SOCKET_TIMEOUT, SENTINEL_SOCKET_TIMEOUT = 5.0, 2.0
 
 
 class DelayQ(Control):

@@ -17,7 +17,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import closing, suppress
+from operator import itemgetter
 from threading import Event, Lock, Thread
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -88,7 +90,7 @@ class Watch:
             if not self._over and pool not in self._pools:
                 self._pools[pool] = early
                 if self._master is not None:
-                    _leave(pool, self._master)
+                    _leave([pool], self._master)
             return not self._over
 
     def _wanted(self) -> bool:
@@ -126,9 +128,7 @@ class Watch:
             self._settled.clear()
             self._unsettled_until = monotonic() + PROMOTION_TIMEOUT
             with self._lock:
-                for pool, early in list(self._pools.items()):
-                    if early:
-                        _cut(pool, None)
+                _cut([pool for pool, early in list(self._pools.items()) if early])
         else:
             self._ask(sentinel, address)
             self._unsettled_until = 0.0
@@ -146,8 +146,7 @@ class Watch:
             if known is not None and master.epoch < known.epoch:
                 return
             self._master = master
-            for pool in list(self._pools):
-                _leave(pool, master)
+            _leave(list(self._pools), master)
         if known is not None and known.address != master.address:
             logger.info("delayq: Sentinel has made %s:%d the master of %s", *master.address, self._name)
 
@@ -160,29 +159,37 @@ def _master_in(text: str) -> str:
     return words[1] if words[0] == "master" and len(words) == 4 else words[0]
 
 
-def _leave(pool: SentinelConnectionPool, master: Master) -> None:
-    """Cut the connections of *pool* to other servers than *master*, and have it ask who knows of that one first."""
-    if _cut(pool, master.address):
-        manager = pool.sentinel_manager
-        manager.sentinels = sorted(manager.sentinels, key=lambda sentinel: _address_of(sentinel) != master.told_by)
-
-
 def _address_of(sentinel: redis.Redis) -> Address:
     options = sentinel.connection_pool.connection_kwargs
     return options["host"], options["port"]
 
 
-def _cut(pool: SentinelConnectionPool, keep: Address | None) -> bool:
-    """Cut the connections of *pool* to other servers than *keep*; return whether there are any."""
-    found = False
-    for connection in [*pool._in_use_connections, *pool._available_connections]:
-        sock = connection._sock
-        if sock is not None and (connection.host, connection.port) != keep:
-            found = True
-            # Not disconnect(): that is for the thread that uses the connection. Below TLS, too, it reads an end now.
-            with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-    return found
+def _leave(pools: Iterable[SentinelConnectionPool], master: Master) -> None:
+    """Cut the connections to other servers than *master*, and have the pools ask first who knows of that one."""
+    for pool in _cut(pools, master.address):
+        manager = pool.sentinel_manager
+        manager.sentinels = sorted(manager.sentinels, key=lambda sentinel: _address_of(sentinel) != master.told_by)
+
+
+def _cut(
+    pools: Iterable[SentinelConnectionPool], keep: Address | None = None
+) -> set[SentinelConnectionPool]:
+    """Cut the connections to other servers than *keep*; return the pools that have any.
+
+    Subscriptions last: a worker whose BRPOP fails reconnects; one whose subscription fails while it waits in BRPOP may
+    end with "Unrecoverable error" instead (Celery 5.7).
+    """
+    found = [
+        (bool(connection._connect_callbacks), connection, pool)
+        for pool in pools
+        for connection in [*pool._in_use_connections, *pool._available_connections]
+        if connection._sock is not None and (connection.host, connection.port) != keep
+    ]
+    for _, connection, _ in sorted(found, key=itemgetter(0)):
+        # Not disconnect(): that is for the thread that uses it. Below TLS, too: so that it reads an end, now.
+        with suppress(OSError, TypeError):  # closed meanwhile
+            socket.socket.shutdown(connection._sock, socket.SHUT_RDWR)
+    return {pool for _, _, pool in found}
 
 
 #: By the master's name and where its Sentinels are.
