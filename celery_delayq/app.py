@@ -340,8 +340,10 @@ class DelayQ(Control):
         return broker.connect(self._connection(), self.settings.prefix)
 
     def _connection(self) -> Any:
-        own = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
-        given = {**own, **(self.app.conf.broker_transport_options or {})}
+        has_sentinels = broker.has_sentinels(self.app.connection_for_read())
+        timeout = SENTINEL_SOCKET_TIMEOUT if has_sentinels else SOCKET_TIMEOUT
+        own = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        given = {**own, **broker.quick_to_find_a_master(self.app.conf.broker_transport_options or {})}
         return self.app.connection_for_read(transport_options=given)
 
 

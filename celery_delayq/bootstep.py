@@ -64,6 +64,12 @@ class MasterStep(bootsteps.StartStopStep):
     requires = tuple(f"celery.worker.consumer:{step}" for step in ("Events", "Gossip", "Tasks", "Control"))
     label = "DelayQ master"
 
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        conf = consumer.app.conf
+        if broker.has_sentinels(consumer.app.connection_for_read()):
+            conf.broker_transport_options = broker.quick_to_find_a_master(conf.broker_transport_options or {})
+        super().__init__(consumer, **options)
+
     def start(self, consumer: Any) -> None:
         broker.follow_master(consumer.connection)
         if consumer.event_dispatcher is not None:

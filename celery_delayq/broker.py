@@ -6,7 +6,7 @@ ACL users, credential providers, sockets and database numbers need no settings o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import redis
 from kombu import Message
 from kombu.exceptions import OperationalError
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, SentinelTransport, Transport
 from kombu.transport.virtual import Channel as VirtualChannel
 from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.json import dumps
@@ -50,6 +50,20 @@ def goes_to_redis(connection: Any) -> bool:
     return issubclass(connection.get_transport_cls(), Transport)
 
 
+def has_sentinels(connection: Any) -> bool:
+    """Whether *connection*, a Kombu connection, asks Sentinels for its Redis; without opening it."""
+    return issubclass(connection.get_transport_cls(), SentinelTransport)
+
+
+def quick_to_find_a_master(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Transport options by which a Sentinel that is gone holds up nobody, unless *options* say how to ask one.
+
+    By default redis-py tries one four times before it asks the next, for seven seconds, and for ever one whose machine
+    has vanished; and a machine that goes often takes a master and a Sentinel with it.
+    """
+    return {**options, "sentinel_kwargs": {**failover.SENTINEL_OPTIONS, **(options.get("sentinel_kwargs") or {})}}
+
+
 def _link(channel: Channel, prefix: str) -> _Link:
     """Ours to the channel's own Redis database, under *prefix*, on the channel's connections.
 
@@ -65,6 +79,9 @@ def _link(channel: Channel, prefix: str) -> _Link:
         # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
         client = redis.Redis(connection_pool=pool)
         database = int(pool.connection_kwargs.get("db") or 0)
+        if watch is not None:
+            connection = channel.connection.client
+            connection.transport_options = quick_to_find_a_master(connection.transport_options)
         link = _links[channel] = _Link(Store(client, Keys(prefix, channel.global_keyprefix, database)))
     return link
 

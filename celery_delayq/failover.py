@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import SentinelConnectionPool
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class Watch:
         with self._lock:
             if not self._over and pool not in self._pools:
                 self._pools[pool] = early
+                _hasten(pool.sentinel_manager)
                 if self._master is not None:
                     _leave([pool], self._master)
             return not self._over
@@ -159,6 +160,15 @@ def _master_in(text: str) -> str:
     return words[1] if words[0] == "master" and len(words) == 4 else words[0]
 
 
+def _hasten(manager: Sentinel) -> None:
+    """Let no Sentinel that is gone hold up the others, where the user has not said how to ask one."""
+    options = {name: value for name, value in SENTINEL_OPTIONS.items() if manager.sentinel_kwargs.get(name) is None}
+    for sentinel in manager.sentinels:
+        sentinel.get_connection_kwargs().update(options)
+        if "retry" in options:
+            sentinel.set_retry(options["retry"])
+
+
 def _address_of(sentinel: redis.Redis) -> Address:
     options = sentinel.connection_pool.connection_kwargs
     return options["host"], options["port"]
@@ -171,9 +181,7 @@ def _leave(pools: Iterable[SentinelConnectionPool], master: Master) -> None:
         manager.sentinels = sorted(manager.sentinels, key=lambda sentinel: _address_of(sentinel) != master.told_by)
 
 
-def _cut(
-    pools: Iterable[SentinelConnectionPool], keep: Address | None = None
-) -> set[SentinelConnectionPool]:
+def _cut(pools: Iterable[SentinelConnectionPool], keep: Address | None = None) -> set[SentinelConnectionPool]:
     """Cut the connections to other servers than *keep*; return the pools that have any.
 
     Subscriptions last: a worker whose BRPOP fails reconnects; one whose subscription fails while it waits in BRPOP may

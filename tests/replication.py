@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -136,7 +136,8 @@ class Replicated:
         return self
 
     def _complete(self) -> bool:
-        known = {(state.get("num-slaves"), state.get("num-other-sentinels")) for state in map(Sentinel.state, self.sentinels)}
+        states = [sentinel.state() for sentinel in self.sentinels]
+        known = {(state.get("num-slaves"), state.get("num-other-sentinels")) for state in states}
         return known == {(self._replicas, self._sentinels - 1)}
 
     def __exit__(self, *exc_info: object) -> None:

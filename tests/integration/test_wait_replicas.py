@@ -1,4 +1,4 @@
-"""``delayq_wait_replicas``: a put that returns is on replicas; one that is not says so, stays, and may be sent again."""
+"""``delayq_wait_replicas``: a put that returns is on replicas; else it says so, stays, and may be repeated."""
 
 from __future__ import annotations
 
