@@ -8,9 +8,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import redis
@@ -59,7 +58,7 @@ class Server(RedisServer):
 
 
 class Sentinel:
-    """One Sentinel process, impatient: a server that is silent for half a second is down."""
+    """One Sentinel process, impatient: a server that is silent for a second is down."""
 
     def __init__(self, program: str, master: RedisServer, quorum: int) -> None:
         self.port = free_port()
@@ -68,7 +67,7 @@ class Sentinel:
         config.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self._folder.name}\nlogfile sentinel.log\n"
             f"sentinel monitor {MASTER} 127.0.0.1 {master.port} {quorum}\n"
-            f"sentinel down-after-milliseconds {MASTER} 500\n"
+            f"sentinel down-after-milliseconds {MASTER} 1000\n"
             f"sentinel failover-timeout {MASTER} 2000\n"
         )
         self._process = subprocess.Popen([program, str(config)], stdin=subprocess.DEVNULL, start_new_session=True)
@@ -162,42 +161,6 @@ class Replicated:
         """Have a Sentinel promote a replica while the master lives; returns at once."""
         self.sentinels[0].client.execute_command("SENTINEL", "FAILOVER", MASTER)
 
-
-class Events:
-    """A context manager that hears what a Sentinel announces.
-
-    Attributes:
-        heard: when (s, monotonic) and which, in order.
-    """
-
-    def __init__(self, sentinel: Sentinel) -> None:
-        self._pubsub = sentinel.client.pubsub(ignore_subscribe_messages=True)
-        self._switched = Event()
-        self.heard: list[tuple[float, str]] = []
-
-    def __enter__(self) -> Events:
-        self._pubsub.psubscribe("*")
-        self._pubsub.get_message(timeout=PATIENCE)
-        Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def _listen(self) -> None:
-        with suppress(redis.RedisError, OSError, ValueError, AttributeError):  # closed meanwhile
-            for message in self._pubsub.listen():
-                self.heard.append((time.monotonic(), message["channel"]))
-                if message["channel"] == "+switch-master":
-                    self._switched.set()
-
-    def await_switch(self) -> float:
-        """Wait until it has another master, for the next time; return when (s, monotonic) that was."""
-        if not self._switched.wait(PATIENCE):
-            raise TimeoutError(f"no failover in {PATIENCE:g} seconds; heard: {self.heard}")
-        self._switched.clear()
-        return self.times("+switch-master")[-1]
-
-    def times(self, event: str) -> list[float]:
-        """When an event was heard."""
-        return [at for at, name in self.heard if name == event]
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._pubsub.close()
+    def await_another(self, old: RedisServer) -> None:
+        """Wait until the Sentinels have made another server than *old* the master."""
+        until(lambda: self.master is not old, "another server is the master")

@@ -11,7 +11,7 @@ import pytest
 import redis
 from celery import Celery, group
 
-from celery_delayq import ReplicasMissing
+from celery_delayq import ReplicasMissing, store
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
 from celery_delayq.job import OnConflict, Origin, Put
@@ -21,6 +21,18 @@ from tests.replication import Server, until
 
 SCHEDULE = "delayq:{0}:schedule:celery"
 WAYS = {"q": Delivery.plain("q")}
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine makes nothing fail."""
+    monkeypatch.setattr(store, "REPLICAS_TIMEOUT", 20.0)
+
+
+@pytest.fixture
+def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which no replica answers."""
+    monkeypatch.setattr(store, "REPLICAS_TIMEOUT", 0.2)
 
 
 @pytest.fixture
@@ -67,7 +79,7 @@ def test_a_put_that_returns_is_on_the_replica(app: Celery, replica: Server) -> N
 
 
 def test_a_put_that_no_replica_acknowledges_stays_and_says_so(
-    app: Celery, master: RedisServer, replica: Server
+    app: Celery, master: RedisServer, replica: Server, impatient: None
 ) -> None:
     """With the replica hanging, publishing raises ReplicasMissing; the task is stored and reaches the replica later."""
     replica.hang()
@@ -80,7 +92,9 @@ def test_a_put_that_no_replica_acknowledges_stays_and_says_so(
     until(lambda: waiting(replica) == [b"a"], "the replica has caught up")
 
 
-def test_a_repeated_put_waits_for_what_it_finds(master: RedisServer, replica: Server) -> None:
+def test_a_repeated_put_waits_for_what_it_finds(
+    master: RedisServer, replica: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A put that finds its own bytes on another connection, and writes nothing, is acknowledged only with them."""
     job = Put("q", "a", b"body", in_us=600_000_000)
 
@@ -89,16 +103,20 @@ def test_a_repeated_put_waits_for_what_it_finds(master: RedisServer, replica: Se
             return Store(client, Keys("delayq")).put([job], WAYS, origin=Origin.RETRIED, replicas=1)
 
     replica.hang()
-    for _ in range(2):
-        with pytest.raises(ReplicasMissing):
-            put()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "REPLICAS_TIMEOUT", 0.2)
+        for _ in range(2):
+            with pytest.raises(ReplicasMissing):
+                put()
     replica.go_on()
     assert put() == 0
     with replica.client() as client:
         assert client.hgetall("delayq:{0}:jobs:q") == {b"a": b"body"}
 
 
-def test_kombus_retry_can_repeat_it(make_app: Callable[..., Celery], master: RedisServer, replica: Server) -> None:
+def test_kombus_retry_can_repeat_it(
+    make_app: Callable[..., Celery], master: RedisServer, replica: Server, impatient: None
+) -> None:
     """``retry_errors`` in the publish policy: the same message is put again until the replica is back; once."""
     policy = {"max_retries": 60, "retry_errors": (ReplicasMissing,)}
     app = make_app(broker_url=master.url(), delayq_wait_replicas=1, task_publish_retry_policy=policy)
@@ -115,7 +133,7 @@ def test_kombus_retry_can_repeat_it(make_app: Callable[..., Celery], master: Red
     assert waiting(master) == waiting(replica) == [task_id.encode()]
 
 
-def test_a_batch_waits_once(app: Celery, master: RedisServer, replica: Server) -> None:
+def test_a_batch_waits_once(app: Celery, master: RedisServer, replica: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """``apply_many`` and a group wait once for each batch; a batch that fails says so, and is stored."""
     signature = app.signature("t")
     signature.apply_async(countdown=600)  # loads the script, for which Redis is asked twice
@@ -126,12 +144,15 @@ def test_a_batch_waits_once(app: Celery, master: RedisServer, replica: Server) -
     assert waits_called(master) == before + 4
     assert len(waiting(replica)) == 1 + 250 + 20
     replica.hang()
+    monkeypatch.setattr(store, "REPLICAS_TIMEOUT", 0.2)
     with pytest.raises(ReplicasMissing):
         app.delayq.apply_many([(signature, 4_000_000_000)] * 10)
     assert len(waiting(master)) == 1 + 250 + 20 + 10
 
 
-def test_no_replica_wanted_none_waited_for(make_app: Callable[..., Celery], master: RedisServer) -> None:
+def test_no_replica_wanted_none_waited_for(
+    make_app: Callable[..., Celery], master: RedisServer, impatient: None
+) -> None:
     """By default nobody waits; and with the setting, a master without replicas refuses nobody's put, but says so."""
     make_app(broker_url=master.url()).send_task("t", countdown=600)
     assert waits_called(master) == 0
@@ -149,14 +170,14 @@ def test_it_answers_before_the_socket_gives_up(master: RedisServer) -> None:
 def test_other_refusals_come_first(master: RedisServer, replica: Server) -> None:
     """A conflict is a conflict, a foreign key an error, unknown scripts are loaded; the connection stays usable."""
     with redis.Redis(port=master.port, single_connection_client=True) as client:
-        store = Store(client, Keys("delayq"))
+        jobs = Store(client, Keys("delayq"))
         for _ in range(3):
             client.script_flush()
-            assert store.put([Put("q", "a", b"1", in_us=1)], WAYS, OnConflict.REPLACE, replicas=1) == 1
+            assert jobs.put([Put("q", "a", b"1", in_us=1)], WAYS, OnConflict.REPLACE, replicas=1) == 1
         with pytest.raises(Exception, match="waits already"):
-            store.put([Put("q", "a", b"2", in_us=1)], WAYS, replicas=1)
+            jobs.put([Put("q", "a", b"2", in_us=1)], WAYS, replicas=1)
         client.set("delayq:{0}:jobs:w", "foreign")
         with pytest.raises(Exception, match="is a string, expected a hash"):
-            store.put([Put("w", "a", b"", in_us=1)], {"w": Delivery.plain("w")}, replicas=1)
+            jobs.put([Put("w", "a", b"", in_us=1)], {"w": Delivery.plain("w")}, replicas=1)
         assert client.ping() is True
-        assert store.put([Put("q", "b", b"", in_us=1)], WAYS, replicas=1) == 1
+        assert jobs.put([Put("q", "b", b"", in_us=1)], WAYS, replicas=1) == 1
