@@ -43,15 +43,24 @@ class Bench:
         number: tells benches on one server apart.
         delayq: whether the app has celery_delayq.
         conf: more of the app's configuration.
+        broker_url: a broker elsewhere; then the server has the records only.
 
     Attributes:
         arguments: of :func:`~benchmarks.apps.make_app`, for other processes.
     """
 
-    def __init__(self, server: RedisServer, number: int, *, delayq: bool, conf: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        number: int,
+        *,
+        delayq: bool,
+        conf: dict[str, Any] | None = None,
+        broker_url: str | None = None,
+    ) -> None:
         self.name = "delayq" if delayq else "native"
         self.arguments: dict[str, Any] = {
-            "broker_url": server.url(2 * number),
+            "broker_url": broker_url or server.url(2 * number),
             "records_url": server.url(2 * number + 1),
             "delayq": delayq,
             "conf": conf or {},
