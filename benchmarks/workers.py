@@ -134,6 +134,11 @@ class Worker:
         wait_until(warm, f"start of a {self._bench.name} worker", timeout=60)
         self._bench.take_records()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
     def rss(self) -> int:
         """Resident memory (bytes) of the process and its children. Shared pages count in each."""
         assert self._process is not None
