@@ -68,6 +68,8 @@ class MasterStep(bootsteps.StartStopStep):
         conf = consumer.app.conf
         if broker.has_sentinels(consumer.app.connection_for_read()):
             conf.broker_transport_options = broker.quick_to_find_a_master(conf.broker_transport_options or {})
+            stock = consumer.ensure_connected
+            consumer.ensure_connected = lambda connection: stock(broker.asking_often(connection))
         super().__init__(consumer, **options)
 
     def start(self, consumer: Any) -> None:

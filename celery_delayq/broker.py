@@ -64,6 +64,21 @@ def quick_to_find_a_master(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "sentinel_kwargs": {**failover.SENTINEL_OPTIONS, **(options.get("sentinel_kwargs") or {})}}
 
 
+def asking_often(connection: Any) -> Any:
+    """*connection*, a Kombu connection, with pauses of two seconds at most where a worker tries to open it.
+
+    Kombu's grow to thirty, which would be for how long a worker notices nothing of a new master. It gives up as late.
+    """
+    stock = connection.ensure_connection
+
+    def ensure_connection(errback: Any = None, max_retries: int | None = None, **options: Any) -> Any:
+        often = {"interval_start": 1, "interval_step": 1, "interval_max": 2}
+        return stock(errback, max_retries and 15 * max_retries, **{**often, **options})
+
+    connection.ensure_connection = ensure_connection
+    return connection
+
+
 def _link(channel: Channel, prefix: str) -> _Link:
     """Ours to the channel's own Redis database, under *prefix*, on the channel's connections.
 
