@@ -142,7 +142,9 @@ def put(
     link = _link(channel, prefix)
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
-        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness, replicas=replicas)
+        return link.store.put(
+            jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness, replicas=replicas
+        )
     except OutOfMemoryError as error:
         raise _full(error) from error
 
