@@ -43,15 +43,24 @@ class Bench:
         number: tells benches on one server apart.
         delayq: whether the app has celery_delayq.
         conf: more of the app's configuration.
+        broker_url: a broker elsewhere; then the server has the records only.
 
     Attributes:
         arguments: of :func:`~benchmarks.apps.make_app`, for other processes.
     """
 
-    def __init__(self, server: RedisServer, number: int, *, delayq: bool, conf: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        number: int,
+        *,
+        delayq: bool,
+        conf: dict[str, Any] | None = None,
+        broker_url: str | None = None,
+    ) -> None:
         self.name = "delayq" if delayq else "native"
         self.arguments: dict[str, Any] = {
-            "broker_url": server.url(2 * number),
+            "broker_url": broker_url or server.url(2 * number),
             "records_url": server.url(2 * number + 1),
             "delayq": delayq,
             "conf": conf or {},
@@ -124,6 +133,11 @@ class Worker:
 
         wait_until(warm, f"start of a {self._bench.name} worker", timeout=60)
         self._bench.take_records()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
 
     def rss(self) -> int:
         """Resident memory (bytes) of the process and its children. Shared pages count in each."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from .app import DelayQ, apply_at, apply_delayed
 
 # Errors
-from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured
+from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured, ReplicasMissing
 
 # Inside a task
 from .message import scheduled_for
@@ -18,6 +18,7 @@ __all__ = [
     "DelayQ",
     "DelayQError",
     "ImproperlyConfigured",
+    "ReplicasMissing",
     "apply_at",
     "apply_delayed",
     "scheduled_for",

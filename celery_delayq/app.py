@@ -17,7 +17,7 @@ from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
 from .adoption import Adoption
-from .bootstep import AdoptionStep, DispatcherStep
+from .bootstep import AdoptionStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .dead_letters import DeadLetters
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult, GroupResult
 
 logger = logging.getLogger(__name__)
-
-#: Socket timeout (s) of the dispatcher's connections, where ``broker_transport_options`` names none: a Redis that
-#: has vanished without closing its connections is noticed after so long.
-SOCKET_TIMEOUT = 5.0
 
 
 class DelayQ(Control, DeadLetters):
@@ -83,6 +79,7 @@ class DelayQ(Control, DeadLetters):
             tracing.join()
             app.steps["worker"].add(DispatcherStep)
             app.steps["consumer"].add(AdoptionStep)
+            app.steps["consumer"].add(MasterStep)
             app.user_options["worker"].add(
                 Option(
                     ["--no-delayq-dispatch"],
@@ -148,7 +145,8 @@ class DelayQ(Control, DeadLetters):
 
         Raises:
             AlreadyScheduled: the id waits already, and *on_conflict* is "error".
-            ImproperlyConfigured: the broker is not Redis.
+            ImproperlyConfigured: the broker is not Redis, and no setting names one.
+            ReplicasMissing: it is stored, but fewer replicas than ``delayq_wait_replicas`` have acknowledged it.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
             TypeError, ValueError: a value that cannot be; the message says which.
         """
@@ -195,7 +193,9 @@ class DelayQ(Control, DeadLetters):
 
         Raises:
             AlreadyScheduled: *on_conflict* is "error", and an id waits already, or comes twice in one batch.
-            ImproperlyConfigured: the broker is not Redis.
+            ImproperlyConfigured: the broker is not Redis, and no setting names one.
+            ReplicasMissing: the last batch is stored, but fewer replicas than ``delayq_wait_replicas`` have
+                acknowledged it.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full. If it is unreachable after all
                 retries, the last batch may be stored or not, like any publish.
             TypeError, ValueError: a value that cannot be; the message says which, and of which item.
@@ -348,7 +348,7 @@ class DelayQ(Control, DeadLetters):
         return self.home.connect(self._connection())
 
     def _connection(self) -> Any:
-        return self.home.connection(socket_timeout=SOCKET_TIMEOUT, socket_connect_timeout=SOCKET_TIMEOUT)
+        return self.home.connection()
 
 
 def _is_adopter(said: object) -> bool:

@@ -125,6 +125,7 @@ class Batch:
 
         Raises:
             AlreadyScheduled: *on_conflict* is "error", and an id waits already or was added twice. Nothing is stored.
+            ReplicasMissing: all are stored, but too few replicas have acknowledged them.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
         """
         terms, puts, entities = self.terms, self._puts, self._entities
@@ -166,7 +167,7 @@ class Batch:
             channel = producer.channel  # a new one, after a connection was lost
             broker.declare(producer, channel, entities)
             try:
-                return broker.put(channel, self._home.prefix, puts, terms.on_conflict, liveness=self._home.liveness)
+                return self._home.put_on(channel, puts, terms.on_conflict)
             except Unattended:
                 stock = (replace(put, body=with_eta(put.body)) for put in puts)
                 broker.push(channel, self._home.prefix, stock)

@@ -7,6 +7,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.control import inspect_command
 
+from . import broker
 from .adoption import Adopting, Adoption
 from .clock import SECOND_US, from_us
 from .dispatcher import Dispatcher
@@ -51,6 +52,31 @@ class DispatcherStep(bootsteps.StartStopStep):
 
     def info(self, worker: Any) -> dict[str, Any]:
         return {"delayq": vars(self.obj.counts)} if self.obj else {}
+
+
+class MasterStep(bootsteps.StartStopStep):
+    """Has the worker's own connections leave a Redis master that has failed over, when Sentinel says so.
+
+    Else a worker waits for messages from a master that hangs until it hangs no more, and from one that lives on until
+    Sentinel demotes it, ten seconds later. After all steps that open a connection or a channel.
+    """
+
+    requires = tuple(f"celery.worker.consumer:{step}" for step in ("Events", "Gossip", "Tasks", "Control"))
+    label = "DelayQ master"
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        conf = consumer.app.conf
+        if broker.has_sentinels(consumer.app.connection_for_read()):
+            conf.broker_transport_options = broker.quick_to_find_a_master(conf.broker_transport_options or {})
+            stock = consumer.ensure_connected
+            consumer.ensure_connected = lambda connection: stock(broker.asking_often(connection))
+        super().__init__(consumer, **options)
+
+    def start(self, consumer: Any) -> None:
+        broker.follow_master(consumer.connection)
+        if consumer.event_dispatcher is not None:
+            # Where the worker says that it leaves, before it connects anew.
+            broker.follow_master(consumer.event_dispatcher.connection)
 
 
 def _sends_task_events(worker: Any) -> bool:

@@ -6,7 +6,7 @@ ACL users, credential providers, sockets and database numbers need no settings o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import redis
 from kombu import Message
 from kombu.exceptions import OperationalError
-from kombu.transport.redis import Channel, Transport
+from kombu.transport.redis import Channel, SentinelTransport, Transport
 from kombu.transport.virtual import Channel as VirtualChannel
 from kombu.transport.virtual import QoS as VirtualQoS
 from kombu.utils.json import dumps
 from redis.exceptions import OutOfMemoryError
 
+from . import failover
 from .delivery import Delivery
 from .job import Adopted, OnConflict, Origin, Put
 from .keys import Keys
@@ -49,19 +50,56 @@ def goes_to_redis(connection: Any) -> bool:
     return issubclass(connection.get_transport_cls(), Transport)
 
 
+def has_sentinels(connection: Any) -> bool:
+    """Whether *connection*, a Kombu connection, asks Sentinels for its Redis; without opening it."""
+    return issubclass(connection.get_transport_cls(), SentinelTransport)
+
+
+def quick_to_find_a_master(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Transport options by which a Sentinel that is gone holds up nobody, unless *options* say how to ask one.
+
+    By default redis-py tries one four times before it asks the next, for seven seconds, and for ever one whose machine
+    has vanished; and a machine that goes often takes a master and a Sentinel with it.
+    """
+    return {**options, "sentinel_kwargs": {**failover.SENTINEL_OPTIONS, **(options.get("sentinel_kwargs") or {})}}
+
+
+def asking_often(connection: Any) -> Any:
+    """*connection*, a Kombu connection, with pauses of two seconds at most where a worker tries to open it.
+
+    Kombu's grow to thirty, which would be for how long a worker notices nothing of a new master. It gives up as late.
+    """
+    stock = connection.ensure_connection
+
+    def ensure_connection(errback: Any = None, max_retries: int | None = None, **options: Any) -> Any:
+        often = {"interval_start": 1, "interval_step": 1, "interval_max": 2}
+        return stock(errback, max_retries and 15 * max_retries, **{**often, **options})
+
+    connection.ensure_connection = ensure_connection
+    return connection
+
+
 def _link(channel: Channel, prefix: str, *, leases: bool = False) -> _Link:
     """Ours to the channel's own Redis database, under *prefix*, on the channel's connections.
+
+    Waits while Sentinel promotes a replica: what would be written meanwhile would be lost.
 
     Args:
         leases: the store is for jobs that are relayed; in a process it is the one or the other.
     """
     pool = channel.pool
+    watch = failover.follow(pool)
+    if watch is not None:
+        watch.settle()
     link = _links.get(channel)
     # After a fork, and after a lost connection, the channel has another pool.
     if link is None or link.store.client.connection_pool is not pool or link.store.keys.prefix != prefix:
         # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
         client = redis.Redis(connection_pool=pool)
         database = int(pool.connection_kwargs.get("db") or 0)
+        if watch is not None:
+            connection = channel.connection.client
+            connection.transport_options = quick_to_find_a_master(connection.transport_options)
         link = _links[channel] = _Link(Store(client, Keys(prefix, channel.global_keyprefix, database), leases=leases))
     return link
 
@@ -94,6 +132,7 @@ def put(
     on_conflict: OnConflict,
     deliveries: dict[str, Delivery] | None = None,
     liveness: Liveness | None = None,
+    replicas: int = 0,
 ) -> int:
     """Store *jobs* in this channel's Redis; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
 
@@ -110,7 +149,9 @@ def put(
     if deliveries is None:
         deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
-        return link.store.put(jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness)
+        return link.store.put(
+            jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness, replicas=replicas
+        )
     except OutOfMemoryError as error:
         raise _full(error) from error
 
@@ -241,10 +282,19 @@ def connect(connection: Any, prefix: str, *, leases: bool = False) -> Store:
         reraise_as_library_errors=False,
     )
     channel = connection.channel()
+    failover.follow(channel.pool, early=True)
     # One thread, one socket: no time goes into getting it from the pool and giving it back.
     client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
     # The connection also keeps the channel, which forgets its sockets in the children of a fork.
     return Store(client, _link(channel, prefix).store.keys, owner=connection, leases=leases)
+
+
+def follow_master(connection: Any) -> None:
+    """Have all channels of *connection*, a Kombu connection, leave its Redis master when Sentinel has another one."""
+    if is_redis(connection.default_channel):
+        for channel in connection.connection.channels:
+            failover.follow(channel.pool)
+            failover.follow(channel.async_pool)
 
 
 def store_of(channel: Channel, prefix: str, *, leases: bool = False) -> Store:

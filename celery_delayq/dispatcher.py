@@ -38,7 +38,7 @@ STOP_CHECK = 0.05
 FINE = 0.002
 
 #: Pauses (s) after a lost connection: the first, and the longest.
-BACKOFF_FIRST, BACKOFF_LAST = 0.05, 2.0
+BACKOFF_FIRST, BACKOFF_LAST = 0.05, 1.0
 
 #: What a Redis that cannot be reached makes of a call.
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, OSError)

@@ -34,6 +34,29 @@ class Unattended(DelayQError):
     """No dispatcher lives, and a put was to be refused then. Nothing was stored."""
 
 
+class ReplicasMissing(DelayQError):
+    """Fewer replicas than ``delayq_wait_replicas`` have acknowledged a put in time.
+
+    The job is stored, and will be handed over; only a failover in this moment may lose it. To put it again does no
+    harm.
+
+    Attributes:
+        acknowledged: how many replicas have it for certain.
+        wanted: how many were to have it.
+    """
+
+    def __init__(self, acknowledged: int, wanted: int) -> None:
+        super().__init__(acknowledged, wanted)
+        self.acknowledged = acknowledged
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        return (
+            f"stored, but only {self.acknowledged} of {self.wanted} replicas have acknowledged it in time; "
+            "look after Redis's replicas, or lower delayq_wait_replicas"
+        )
+
+
 class ImportRefused(DelayQError):
     """A line of an export cannot be imported.
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 #: What Kombu itself reads from a URL's query; the rest are transport options.
 _READ_BY_KOMBU = ("ssl_", "virtual_host", "credential_provider")
 
+#: Socket timeout (s) of connections of their own, where the transport options name none: a Redis that has vanished
+#: without closing its connections is noticed after so long. Less where Sentinel may have another one.
+SOCKET_TIMEOUT, SENTINEL_SOCKET_TIMEOUT = 5.0, 2.0
+
 #: Names of one and the same machine: this one.
 _HERE = frozenset((None, "", "localhost", "127.0.0.1", "::1"))
 
@@ -137,6 +141,7 @@ class Home:
             AlreadyScheduled: as :meth:`~celery_delayq.store.Store.put` does.
             ImproperlyConfigured: the store holds the tasks of another broker.
             Unattended: no dispatcher lives, and the settings want no task to wait then.
+            ReplicasMissing: all are stored, but too few replicas have acknowledged them.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
         """
         deliveries = dict.fromkeys((job.topic for job in jobs), Delivery.relayed())
@@ -147,13 +152,30 @@ class Home:
                 channel = connection.default_channel
                 if not self._claimed:
                     self.claim(self.store_of(channel))
-                return broker.put(channel, self.prefix, jobs, on_conflict, deliveries, self.liveness)
+                return self.put_on(channel, jobs, on_conflict, deliveries)
 
             # Else a channel that Kombu has to make anew would be tried for ever.
             connection.transport_options.update(terms)
             with connection._reraise_as_library_errors():
                 count: int = connection.ensure(_Nothing(), put, **terms)() if retry else put()
                 return count
+
+    def put_on(
+        self, channel: Any, jobs: Sequence[Put], on_conflict: OnConflict, deliveries: dict[str, Delivery] | None = None
+    ) -> int:
+        """Store jobs on one of the store's own channels, once, as the settings want it; return how many were written.
+
+        Args:
+            deliveries: where they go, if they are relayed; else their topics are queues of this channel's broker.
+
+        Raises:
+            AlreadyScheduled, Unattended: as :meth:`~celery_delayq.store.Store.put` does.
+            ReplicasMissing: all are stored, but too few replicas have acknowledged them.
+            kombu.exceptions.OperationalError: Redis is full.
+        """
+        return broker.put(
+            channel, self.prefix, jobs, on_conflict, deliveries, self.liveness, self._settings().wait_replicas
+        )
 
     def claim(self, store: Store) -> None:
         """Make sure that *store* is for the broker that this app publishes to; asked once in a process.
@@ -181,16 +203,17 @@ class Home:
             raise
         return store
 
-    def connection(self, **options: Any) -> Any:
-        """A Kombu connection to it of its own, not opened; to the URL that workers read from, if the broker has two.
-
-        Args:
-            options: transport options for which the app names no others.
-        """
+    def connection(self) -> Any:
+        """A Kombu connection to it of its own, not opened; to the URL that workers read from, if the broker has two."""
         if self._store is None:
-            given = {**options, **(self._app.conf.broker_transport_options or {})}
-            return self._app.connection_for_read(transport_options=given)
-        return self._store.clone(transport_options={**options, **self._store.transport_options})
+            connection = self._app.connection_for_read()
+            given = self._app.conf.broker_transport_options or {}
+        else:
+            connection, given = self._store.clone(), self._store.transport_options
+        timeout = SENTINEL_SOCKET_TIMEOUT if broker.has_sentinels(connection) else SOCKET_TIMEOUT
+        own = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        connection.transport_options = {**own, **broker.quick_to_find_a_master(given)}
+        return connection
 
     def deliveries(self, queues: set[str]) -> dict[str, Delivery]:
         """Where the due tasks of each queue go."""

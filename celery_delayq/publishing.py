@@ -385,9 +385,8 @@ class _Delaying:
         if self.gathers is not None:
             self.gathers.add(self.made, declare or ())
         else:
-            home = self._joint.home
             try:
-                count = broker.put(channel, home.prefix, self.made, self._wish.on_conflict, liveness=home.liveness)
+                count = self._joint.home.put_on(channel, self.made, self._wish.on_conflict)
             except Unattended:
                 return stock()
             self._has_put(count)

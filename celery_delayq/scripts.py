@@ -106,39 +106,66 @@ class Prepared:
 
     def __call__(self, client: redis.Redis, args: Sequence[Value] | Packed) -> Any:
         """Run the script with the rest of its arguments; raises what :class:`Script` does."""
-        if not Script.timers:
-            return self._call(client, args)
-        begin = perf_counter()
-        reply = self._call(client, args)
-        self._script.took(perf_counter() - begin)
-        return reply
+        return self._timed(client, args, ())[0]
 
-    def _call(self, client: redis.Redis, args: Sequence[Value] | Packed) -> Any:
+    def acknowledged(
+        self, client: redis.Redis, args: Sequence[Value] | Packed, replicas: int, timeout_ms: int
+    ) -> tuple[Any, int]:
+        """Run the script, and wait for *replicas* to acknowledge all that is written by then; in one round trip.
+
+        Redis waits for whatever was written before the script ended, by anybody: so also if the script has found its
+        work done by an earlier call.
+
+        Returns:
+            The script's reply, and how many replicas have acknowledged within *timeout_ms*.
+        """
+        wait = b"*3\r\n" + pack(("WAIT", replicas, timeout_ms))
+        reply, acknowledged = self._timed(client, args, (wait,))
+        return reply, int(acknowledged)
+
+    def _timed(self, client: redis.Redis, args: Sequence[Value] | Packed, more: tuple[bytes, ...]) -> list[Any]:
+        if not Script.timers:
+            return self._run(client, args, more)
+        begin = perf_counter()
+        replies = self._run(client, args, more)
+        self._script.took(perf_counter() - begin)
+        return replies
+
+    def _run(self, client: redis.Redis, args: Sequence[Value] | Packed, more: tuple[bytes, ...]) -> list[Any]:
         try:
-            return self._exchange(client, self._command(args))
+            return self._exchange(client, (self._command(args), *more))
         except NoScriptError:
             words = ["EVAL", self._script.text, len(self._keys), *self._keys, *self._args]
-            return self._exchange(client, self._command(args, pack(words)))
+            return self._exchange(client, (self._command(args, pack(words)), *more))
 
-    def _exchange(self, client: redis.Redis, command: bytes) -> Any:
+    def _exchange(self, client: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
         pool = client.connection_pool
         own = client.connection  # of a client that keeps one for itself
         connection = own or pool.get_connection(*_PURPOSE)
 
-        def exchange() -> Any:
-            connection.send_packed_command([command])
-            return connection.read_response()
+        def read() -> Any:
+            try:
+                return connection.read_response()
+            except ResponseError as error:  # not raised before the other replies are read, too
+                return error
+
+        def exchange() -> list[Any]:
+            connection.send_packed_command(commands)
+            return [read() for _ in commands]
 
         try:
-            return connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
-        except NoScriptError:
-            raise
-        except ResponseError as error:
-            self._script.explain(error)
+            replies: list[Any] = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
+        except BaseException:  # some reply may be on its way, and is nobody else's
+            connection.disconnect()
             raise
         finally:
             if own is None:
                 pool.release(connection)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                self._script.explain(reply)
+                raise reply
+        return replies
 
     def _command(self, args: Sequence[Value] | Packed, beginning: bytes | None = None) -> bytes:
         words, data = args if isinstance(args, Packed) else (len(args), pack(args))

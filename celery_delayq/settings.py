@@ -58,6 +58,12 @@ def _batch(value: object) -> int:
     raise ValueError("must be a whole number from 1 to 100000")
 
 
+def _count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError("must be a whole number, 0 or more")
+
+
 def _name(value: object) -> str:
     if isinstance(value, str) and value and not set(value) & set("{}"):
         return value
@@ -136,6 +142,9 @@ class Settings:
     )
     max_attempts: int = _setting(
         16, _attempts, "So often such a hand-over is tried; then the task lies among the dead letters."
+    )
+    wait_replicas: int = _setting(
+        0, _count, "So many replicas of Redis must have a delayed task, or publishing it raises `ReplicasMissing`."
     )
 
     adopt: bool = _setting(

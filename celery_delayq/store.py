@@ -16,7 +16,7 @@ import redis
 
 from .clock import SECOND_US
 from .delivery import Delivery
-from .errors import AlreadyScheduled, Unattended, shortened
+from .errors import AlreadyScheduled, ReplicasMissing, Unattended, shortened
 from .job import (
     Adopted,
     Aside,
@@ -50,6 +50,10 @@ LOADS = 100
 
 #: A page ends after the portion of jobs that passes so many bytes, so that no reply is huge.
 PAGE_BYTES = 4 * 1024 * 1024
+
+
+#: How long (s) a put waits for replicas; but at most half of what its socket waits, so that Redis answers before.
+REPLICAS_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class Store(Leasing):
         *,
         origin: Origin = Origin.NEW,
         liveness: Liveness | None = None,
+        replicas: int = 0,
         now_us: int | None = None,
     ) -> int:
         """Store all of *jobs*, or none.
@@ -172,6 +177,8 @@ class Store(Leasing):
             deliveries: where the jobs of each topic named by *jobs* go when due.
             origin: what may be taken for the same job, and no conflict.
             liveness: is told if no dispatcher lives; None to take it for granted that one does.
+            replicas: wait until so many have acknowledged the jobs; a second, or half of the socket's timeout if that
+                is less. (Not for restored ones.)
 
         Returns:
             How many were written; kept ones, and those that are there already, are not counted.
@@ -179,6 +186,7 @@ class Store(Leasing):
         Raises:
             AlreadyScheduled: a job of that id waits and *on_conflict* is ``ERROR``. Nothing was written.
             Unattended: no dispatcher lives, and *liveness* refuses puts then. Nothing was written.
+            ReplicasMissing: all is written, but fewer than *replicas* have acknowledged it.
         """
         if origin is Origin.RESTORED:
             return self.restore(jobs, deliveries, on_conflict)
@@ -190,10 +198,22 @@ class Store(Leasing):
             grace = "" if job.grace_us is None else job.grace_us
             args += topics[job.topic], job.id, job.due, job.step, limit, grace, job.body
         silence_us, refuses = (liveness.silence_us, liveness.refuses) if liveness else (None, False)
-        reply = self._put(ways, on_conflict, origin, silence_us, refuses, now_us)(self.client, args)
+        put = self._put(ways, on_conflict, origin, silence_us, refuses, now_us)
+        acknowledged = replicas
+        if replicas:
+            reply, acknowledged = put.acknowledged(self.client, args, replicas, self._replicas_timeout_ms())
+        else:
+            reply = put(self.client, args)
         if liveness is not None and reply[0] != b"EXISTS" and reply[-1] != 0:
             liveness.miss(reply[-1], len(jobs), refused=reply[0] == b"UNATTENDED")
-        return _read_put(reply)
+        stored = _read_put(reply)
+        if acknowledged < replicas:
+            raise ReplicasMissing(acknowledged, replicas)
+        return stored
+
+    def _replicas_timeout_ms(self) -> int:
+        limit = self.client.connection_pool.connection_kwargs.get("socket_timeout")
+        return max(round(1000 * min(REPLICAS_TIMEOUT, REPLICAS_TIMEOUT if limit is None else limit / 2)), 1)
 
     def restore(self, jobs: Sequence[Put], deliveries: dict[str, Delivery], on_conflict: OnConflict) -> int:
         """Store *jobs* as a record has them, also if their time is past: all, or none. Their ``max_wait_us`` is when
