@@ -876,6 +876,14 @@ class Scripts(RuleBasedStateMachine):
             assert one.delivery == self.model.topics[one.topic].delivery
 
     @rule(name=TOPICS)
+    def a_tick_of_one_topic_tells_of_it(self, name: str) -> None:
+        _, due, _ = self.model.tick(self.now)
+        tick = self.store.tick(topics=[name], now_us=self.now)
+        assert [at for at, topic in due if topic == name] == [one.due_us for one in tick.due]
+        place = self.model.index().get(name, 0)
+        assert (tick.next and tick.next.due_us) == (place if place > self.now else None)
+
+    @rule(name=TOPICS)
     def a_page_shows_it(self, name: str) -> None:
         shown = [(job.id.decode(), job.due_us, job.body) for job in self.store.page(name).jobs]
         assert shown == [(id, job.score, job.body) for id, job in self.model.topics[name].in_order()]
