@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
 from .adoption import Adoption
-from .bootstep import AdoptionStep, DispatcherStep
+from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .delivery import Delivery
 from .dispatcher import Dispatcher
+from .doctor import CHECKS, Check, Finding, Patient, examine
 from .draining import Drained, drain
 from .errors import ImproperlyConfigured
 from .events import Events, rank_states
@@ -73,7 +74,7 @@ class DelayQ(Control):
             rank_states()
             task_received.connect(restore_eta)  # of all apps of the process; it finds what has waited
             tracing.join()
-            app.steps["worker"].add(DispatcherStep)
+            app.steps["worker"].update((DispatcherStep, CheckUpStep))
             app.steps["consumer"].add(AdoptionStep)
             app.user_options["worker"].add(
                 Option(
@@ -258,10 +259,7 @@ class DelayQ(Control):
         """
         with self.app.pool.acquire(block=True) as connection:
             if not broker.goes_to_redis(connection):
-                raise ImproperlyConfigured(
-                    f"the broker {connection.as_uri()} is not Redis, where celery_delayq keeps delayed tasks; "
-                    "set broker_url to a redis://, rediss:// or sentinel:// URL"
-                )
+                raise _not_redis(connection)
             connection.ensure_connection(**self.app.conf.task_publish_retry_policy)
             with connection._reraise_as_library_errors():
                 yield connection.default_channel
@@ -280,8 +278,8 @@ class DelayQ(Control):
         """Whether workers of this app read from a Redis."""
         return broker.goes_to_redis(self.app.connection_for_read())
 
-    def dispatcher(self) -> Dispatcher:
-        """A new dispatcher for this app, not started."""
+    def dispatcher(self, queues: Iterable[str] | None = None) -> Dispatcher:
+        """A new dispatcher for this app, not started; of these *queues* only, or of all."""
         settings = self.settings
         # Here, in the main thread: a child that is forked at the wrong moment must not inherit a lock of the app's that
         # the dispatcher's thread holds.
@@ -294,6 +292,7 @@ class DelayQ(Control):
             ceilings=settings.ready_limit,
             finish=self.finisher.begin,
             observers=self.observers,
+            topics=queues,
         )
         self.dispatchers.add(dispatcher)
         return dispatcher
@@ -331,19 +330,52 @@ class DelayQ(Control):
     def _teller(self) -> Telling:
         return Telling(self.app)
 
-    def connect(self) -> Store:
-        """Open the store on new connections to the broker that the app's workers read from. To be closed."""
-        return broker.connect(self._connection(), self.settings.prefix)
+    def doctor(self, timeout: float = 1.0) -> list[Finding]:
+        """Look at what can go wrong around waiting tasks: a finding or more from each check, and what to do about it.
 
-    def _connection(self) -> Any:
+        Args:
+            timeout: seconds that workers have to answer. Redis has twice as long for each of its answers.
+
+        Raises:
+            ImproperlyConfigured: the broker is not Redis.
+        """
+        return self._examined(timeout, CHECKS)
+
+    def check_up(self) -> list[Finding]:
+        """The cheap ones of those checks, which ask no worker: a few commands to Redis."""
+        return self._examined(1.0, [check for check in CHECKS if check.cheap])
+
+    def _examined(self, timeout: float, checks: Sequence[Check]) -> list[Finding]:
+        if not self.can_dispatch:
+            raise _not_redis(self.app.connection_for_read())
+        with closing(Patient(self.app, self.settings, lambda: self.connect(2 * timeout), reply_timeout=timeout)) as it:
+            return examine(it, checks)
+
+    def connect(self, timeout: float | None = None) -> Store:
+        """Open the store on new connections to the broker that the app's workers read from. To be closed.
+
+        Args:
+            timeout: seconds that Redis may take for anything, whatever ``broker_transport_options`` say.
+        """
+        return broker.connect(self._connection(timeout), self.settings.prefix)
+
+    def _connection(self, timeout: float | None = None) -> Any:
         own = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT}
-        given = {**own, **(self.app.conf.broker_transport_options or {})}
+        asked = {} if timeout is None else dict.fromkeys(own, timeout)
+        given = {**own, **(self.app.conf.broker_transport_options or {}), **asked}
         return self.app.connection_for_read(transport_options=given)
 
 
 def _is_adopter(said: object) -> bool:
     """Whether a worker that is asked for its dispatcher says so. One without celery_delayq answers something else."""
     return isinstance(said, Mapping) and bool(said.get("adopting"))
+
+
+def _not_redis(connection: Any) -> ImproperlyConfigured:
+    return ImproperlyConfigured(
+        f"the broker {connection.as_uri()} is not Redis, where celery_delayq keeps delayed tasks; "
+        "set broker_url to a redis://, rediss:// or sentinel:// URL"
+    )
 
 
 def _delayq_of(task: Task | Signature | str) -> DelayQ:

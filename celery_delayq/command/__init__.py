@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import changing, draining, reading, transferring
+from . import changing, dispatching, draining, examining, reading, transferring
 from .group import delayq
 
-__all__ = ["changing", "delayq", "draining", "reading", "transferring"]
+__all__ = ["changing", "delayq", "dispatching", "draining", "examining", "reading", "transferring"]

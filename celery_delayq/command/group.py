@@ -63,9 +63,7 @@ def _told(ctx: click.Context) -> Iterator[None]:
 
 
 def _broker_trouble(app: Celery, error: Exception) -> str:
-    connection, cause = app.connection_for_write(), error.__cause__ or error
-    where = connection.as_uri()  # which masks a password, also one that is not there
-    where, said = where if connection.password else where.replace(":**@", ""), cut(one_line(error), 200)
+    cause, where, said = error.__cause__ or error, broker.url_of(app.connection_for_write()), cut(one_line(error), 200)
     if isinstance(cause, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return f"Redis cannot be reached at {where}: {said} Is it running, and is broker_url right?"
     return f"Redis at {where} refuses: {said}"
