@@ -59,7 +59,7 @@ CHECKS: tuple[Check, ...] = (
     Check("eviction", lambda it: server.eviction(it.info), cheap=True),
     Check("memory", lambda it: server.memory(it.info), cheap=True),
     Check("persistence", lambda it: server.persistence(it.info, it.config), cheap=True),
-    Check("replicas", lambda it: server.replicas(it.info, it.config), cheap=True),
+    Check("replicas", lambda it: server.replicas(it.info, it.config, it.wait_replicas), cheap=True),
     Check("rights", lambda it: server.rights(it.refused, it.user), cheap=True),
     Check("clock", lambda it: server.clock(it.skew), cheap=True),
     Check(

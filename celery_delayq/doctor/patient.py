@@ -84,6 +84,11 @@ class Patient:
             return None
         return found
 
+    @property
+    def wait_replicas(self) -> int:
+        """To how many replicas a put shall have got before it is done."""
+        return int(getattr(self.settings, "wait_replicas", 0))  # a setting to come
+
     @cached_property
     def user(self) -> str:
         """As whom we have logged in."""

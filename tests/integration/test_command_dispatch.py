@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
@@ -25,6 +26,7 @@ from celery_delayq.job import Put
 from celery_delayq.keys import Keys
 from celery_delayq.store import Store
 
+from .command import run
 from .worker import PATIENCE, ROOT, wait_for
 
 #: What a dispatcher asks of Redis is tested on every version elsewhere.
@@ -38,8 +40,6 @@ from celery_delayq import DelayQ
 app = Celery("shop", broker=os.environ["BROKER"])
 DelayQ(app)
 """
-
-STOPPING = [signal.SIGTERM, signal.SIGINT]
 
 
 class Process:
@@ -113,7 +113,7 @@ def await_ready_list(store: Store, topic: str, count: int = 1) -> None:
     wait_for(lambda: store.client.llen(topic) >= count, f"{count} handed over to {topic}")
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_cleanly(store: Store, start: Start, tmp_path: Path, number: signal.Signals) -> None:
     """It dispatches without a worker; told to stop it does so at once, with status 0, and leaves nothing behind."""
     pid, health = tmp_path / "pid", tmp_path / "health"
@@ -125,7 +125,7 @@ def test_a_signal_stops_it_cleanly(store: Store, start: Start, tmp_path: Path, n
 
     began = time.monotonic()
     assert one.stop(number) == 0
-    assert time.monotonic() - began < 5  # it takes a fraction of a second
+    assert time.monotonic() - began < 20  # a fraction of a second, where the machine is not busy
     assert not pid.exists()
     assert not health.exists()
     assert f"{number.name}, stopping" in one.log()
@@ -133,13 +133,12 @@ def test_a_signal_stops_it_cleanly(store: Store, start: Start, tmp_path: Path, n
     assert store.client.pubsub_numsub(store.keys.fleet) == [(store.keys.fleet.encode(), 0)]
 
 
-@pytest.mark.parametrize("number", STOPPING)
-def test_it_stops_while_redis_is_away(start: Start, number: signal.Signals) -> None:
+def test_it_stops_while_redis_is_away(start: Start) -> None:
     """Also if it has never been there."""
     one = start(broker="redis://127.0.0.1:1/0")
     one.await_log("trying again")
 
-    assert one.stop(number) == 0
+    assert one.stop() == 0
 
 
 def test_a_hang_up_starts_it_anew(store: Store, start: Start, tmp_path: Path) -> None:
@@ -296,19 +295,33 @@ def test_a_log_file(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "broker", "code", "says"),
+    ("arguments", "says"),
     [
-        (["--queues", "a,,b"], None, 2, "--queues must name queues, separated by commas"),
-        ([], "amqp://nowhere//", 2, "which is not Redis"),
-        (["--health-file", "/nowhere/at/all"], None, 1, "health cannot be told at /nowhere/at/all"),
-        (["--health-port", "0", "--health-host", "192.0.2.1"], None, 1, "health cannot be told at 192.0.2.1:0"),
-        (["--health-port", "70000"], None, 2, "70000"),
+        ("--queues a,,b", "--queues must name queues, separated by commas"),
+        ("--health-port 70000", "70000"),
+        ("--loglevel loud", "loud"),
     ],
 )
-def test_what_cannot_be(start: Start, arguments: list[str], broker: str | None, code: int, says: str) -> None:
+def test_wrong_use(app: Celery, arguments: str, says: str) -> None:
     """Is told in words, at once."""
-    one = start(*arguments, **({"broker": broker} if broker else {}))
+    said = run(app, "dispatch", *arguments.split())
+    assert (said.code, says in said.err) == (2, True)
 
-    assert one.process.wait(PATIENCE) == code
-    assert says in one.log()
+
+def test_a_broker_that_is_not_redis(make_app: Callable[..., Celery]) -> None:
+    """There is nothing to dispatch to."""
+    said = run(make_app(broker_url="amqp://nowhere//"), "dispatch")
+    assert (said.code, "which is not Redis" in said.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [("--health-file /nowhere/at/all", "/nowhere/at/all"), ("--health-port 0 --health-host 192.0.2.1", "192.0.2.1:0")],
+)
+def test_health_that_cannot_be_told(start: Start, arguments: str, where: str) -> None:
+    """Ends the start: nobody should find out when it is missed."""
+    one = start(*arguments.split())
+
+    assert one.process.wait(PATIENCE) == 1
+    assert f"health cannot be told at {where}: " in one.log()
     assert "Traceback" not in one.log()

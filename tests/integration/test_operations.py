@@ -21,7 +21,7 @@ from celery_delayq.command import delayq
 from celery_delayq.embedded import RedisServer
 
 from .command import run
-from .test_doctor import acl_user, everything, levels
+from .diagnosis import acl_user, everything, levels
 from .worker import ROOT, Project, wait_for
 
 #: What the commands ask of Redis is tested on every version elsewhere; the ACL line below, too.
