@@ -10,8 +10,7 @@ from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured, Replica
 
 # Inside a task
 from .message import scheduled_for
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "AlreadyScheduled",

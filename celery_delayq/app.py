@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
 from .adoption import Adoption
-from .bootstep import AdoptionStep, DispatcherStep, MasterStep
+from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .dead_letters import DeadLetters
 from .delivery import Delivery
 from .direct import Direct
 from .dispatcher import Dispatcher, HandOver
+from .doctor import CHECKS, Check, Finding, Patient, examine
 from .draining import Drained, drain
 from .errors import ImproperlyConfigured
 from .events import Events, rank_states
@@ -77,7 +78,7 @@ class DelayQ(Control, DeadLetters):
             rank_states()
             task_received.connect(restore_eta)  # of all apps of the process; it finds what has waited
             tracing.join()
-            app.steps["worker"].add(DispatcherStep)
+            app.steps["worker"].update((DispatcherStep, CheckUpStep))
             app.steps["consumer"].add(AdoptionStep)
             app.steps["consumer"].add(MasterStep)
             app.user_options["worker"].add(
@@ -279,18 +280,19 @@ class DelayQ(Control, DeadLetters):
         """Whether delayed tasks of this app wait in a Redis that its workers reach."""
         return self.home.is_relayed or broker.goes_to_redis(self.app.connection_for_read())
 
-    def dispatcher(self) -> Dispatcher:
-        """A new dispatcher for this app, not started."""
+    def dispatcher(self, queues: Iterable[str] | None = None) -> Dispatcher:
+        """A new dispatcher for this app, not started; of these *queues* only, or of all."""
         settings = self.settings
         # Here, in the main thread: a child that is forked at the wrong moment must not inherit a lock of the app's that
         # the dispatcher's thread holds.
-        connection = self._connection()
+        connection = self.home.connection()
         dispatcher = Dispatcher(
             lambda: self.home.connect(connection.clone()),
             self._hand_over(),
             max_poll_interval=settings.max_poll_interval,
             finish=self.finisher.begin,
             observers=self.observers,
+            topics=queues,
         )
         self.dispatchers.add(dispatcher)
         return dispatcher
@@ -336,19 +338,45 @@ class DelayQ(Control, DeadLetters):
     @cached_property
     def finisher(self) -> Finisher:
         """Finishes in this process what lies aside; begun by its dispatchers."""
-        connection = self._connection()
+        connection = self.home.connection()
         return Finisher(lambda: self.home.connect(connection.clone()), self._teller.finish)
 
     @cached_property
     def _teller(self) -> Telling:
         return Telling(self.app)
 
-    def connect(self) -> Store:
-        """Open the store on new connections, as a dispatcher does. To be closed."""
-        return self.home.connect(self._connection())
+    def doctor(self, timeout: float = 1.0) -> list[Finding]:
+        """Look at what can go wrong around waiting tasks: a finding or more from each check, and what to do about it.
 
-    def _connection(self) -> Any:
-        return self.home.connection()
+        Args:
+            timeout: seconds that workers have to answer. Redis has twice as long for each of its answers.
+
+        Raises:
+            ImproperlyConfigured: the broker is not Redis, and no setting names one.
+        """
+        return self._examined(timeout, CHECKS)
+
+    def check_up(self) -> list[Finding]:
+        """The cheap ones of those checks, which ask no worker: a few commands to Redis."""
+        return self._examined(1.0, [check for check in CHECKS if check.cheap])
+
+    def _examined(self, timeout: float, checks: Sequence[Check]) -> list[Finding]:
+        if not self.can_dispatch:
+            raise self.home.missing(self.app.connection_for_read())
+        patient = Patient(
+            self.app, self.settings, self.home, lambda: self.connect(2 * timeout, claims=False), reply_timeout=timeout
+        )
+        with closing(patient):
+            return examine(patient, checks)
+
+    def connect(self, timeout: float | None = None, *, claims: bool = True) -> Store:
+        """Open the store on new connections, as a dispatcher does. To be closed.
+
+        Args:
+            timeout: seconds that Redis may take for anything, whatever the transport options say.
+            claims: if nobody has said yet which broker the store is for, it is for ours from now on.
+        """
+        return self.home.connect(self.home.connection(timeout), claims=claims)
 
 
 def _is_adopter(said: object) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from typing import Any
 
 from celery import bootsteps
@@ -12,6 +14,9 @@ from .adoption import Adopting, Adoption
 from .clock import SECOND_US, from_us
 from .dispatcher import Dispatcher
 from .events import Dispatches
+from .version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 class DispatcherStep(bootsteps.StartStopStep):
@@ -107,17 +112,50 @@ class AdoptionStep(bootsteps.Step):
         consumer.strategies = Adopting(consumer.delayq_adoption, consumer.connection_errors)
 
 
+class CheckUpStep(bootsteps.Step):
+    """Looks once, as the worker starts, at what can be seen cheaply, and warns of what is wrong: a line for each.
+
+    In a thread that nobody waits for, and after all that forks, as the dispatcher.
+    """
+
+    requires = (DispatcherStep,)
+    label = "DelayQ check-up"
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        self.enabled = bool(worker.app.delayq.can_dispatch)
+        super().__init__(worker, **options)
+
+    def create(self, worker: Any) -> None:
+        """Begin."""
+        threading.Thread(target=self._check_up, args=(worker.app.delayq,), name="delayq-check-up", daemon=True).start()
+
+    @staticmethod
+    def _check_up(delayq: Any) -> None:
+        try:
+            for finding in delayq.check_up():
+                if finding.level.exit_code:
+                    logger.warning("delayq %s: %s; %s", finding.check, finding.text, finding.fix)
+        except Exception:  # nobody starts a worker for the sake of this
+            logger.debug("delayq check-up failed", exc_info=True)
+
+
 @inspect_command(name="delayq")  # type: ignore[untyped-decorator]  # Celery's
 def show(state: Any, **_: Any) -> dict[str, Any]:
     """Show what the dispatcher of delayed tasks does and has done, and how many of them the worker has adopted."""
     dispatcher: Dispatcher | None = getattr(state.consumer.controller, "delayq_dispatcher", None)
     adoption: Adoption | None = getattr(state.consumer, "delayq_adoption", None)
-    adopted = {"adopting": adoption is not None, "adopted": adoption.count if adoption else 0}
+    told = {
+        "version": __version__,
+        # Celery's own command loads us as a plugin: a worker may answer whose app knows nothing of us.
+        "joined": getattr(state.app, "delayq", None) is not None,
+        "adopting": adoption is not None,
+        "adopted": adoption.count if adoption else 0,
+    }
     if dispatcher is None:
-        return {"running": False, **adopted}
+        return {**told, "running": False}
     last_pass = dispatcher.counts.last_pass
     return {
-        **adopted,
+        **told,
         **vars(dispatcher.counts),
         "running": dispatcher.running,
         "active": dispatcher.active,

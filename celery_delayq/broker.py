@@ -79,6 +79,19 @@ def asking_often(connection: Any) -> Any:
     return connection
 
 
+def url_of(connection: Any) -> str:
+    """Where *connection*, a Kombu connection, goes; a password is masked."""
+    url: str = connection.as_uri()
+    return url if connection.password else url.replace(":**@", "")  # it masks one that is not there, too
+
+
+def visibility_timeout(connection: Any) -> float | None:
+    """Seconds after which a message that nobody acknowledged is delivered again; None: not by a Redis of Kombu's."""
+    if not goes_to_redis(connection):
+        return None
+    return float((connection.transport_options or {}).get("visibility_timeout", Channel.visibility_timeout))
+
+
 def _link(channel: Channel, prefix: str, *, leases: bool = False) -> _Link:
     """Ours to the channel's own Redis database, under *prefix*, on the channel's connections.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from random import random
@@ -36,6 +36,9 @@ STOP_CHECK = 0.05
 
 #: A wait on a socket ends up to 1 ms late: its timeout is rounded up to milliseconds. The last of it (s) is slept.
 FINE = 0.002
+
+#: When to look again (s), if nobody has told us when.
+SOON = 0.05
 
 #: Pauses (s) after a lost connection: the first, and the longest.
 BACKOFF_FIRST, BACKOFF_LAST = 0.05, 1.0
@@ -132,6 +135,8 @@ class Dispatcher:
         max_poll_interval: the fleet looks at least this often (s), even if nobody wakes it; a dispatcher that is killed
             is replaced after 0.9 to 1.2 times as long.
         finish: called when a job lies aside for anybody to finish; returns at once.
+        topics: serve these only, 1000 at most; all by default. Such a dispatcher stands outside of the fleet: it looks
+            for itself, and takes nobody's place.
         name: unlike those of all others of the fleet.
         chance: gives a number from 0 to 1; how standbys spread when the active one falls silent.
         observers: are told of each dispatch.
@@ -144,6 +149,7 @@ class Dispatcher:
         *,
         max_poll_interval: float = 1.0,
         finish: Callable[[], None] | None = None,
+        topics: Iterable[str] | None = None,
         name: str | None = None,
         chance: Callable[[], float] = random,
         observers: Observers | None = None,
@@ -153,12 +159,14 @@ class Dispatcher:
         self._max_poll_interval = max_poll_interval
         self._finish = finish
         self._observers = observers or Observers()
+        self._topics = None if topics is None else tuple(dict.fromkeys(topics))
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._name = name or uuid4().hex
         self._chance = chance
         self._new_standing()
         self._refused: dict[str, float] = {}  # topic -> until when it is left alone (s, monotonic)
+        self._last_sign: float | None = None
         self.counts = Counts()
 
     def start(self) -> None:
@@ -184,15 +192,19 @@ class Dispatcher:
         """Whether it is the one of the fleet that looks for due jobs; the others stand by."""
         return self.running and self._standing.active
 
+    @property
+    def last_sign(self) -> float | None:
+        """When it last looked, or heard that another of the fleet does (s, monotonic); None: neither yet."""
+        return self._last_sign
+
     def run(self) -> None:
         """Dispatch until :meth:`stop`, whatever happens to the connection. One log line for each change of state."""
         trouble: str | None = None
         pause = BACKOFF_FIRST
         while not self._stopping.is_set():
             try:
-                with closing(self._connect()) as store, Subscription(store) as subscription:
-                    self._new_standing(alone=subscription.forbidden)
-                    self._way.begin(store)
+                with closing(self._connect()) as store, self._subscribed(store) as subscription:
+                    self._new_standing(alone=subscription.forbidden or self._topics is not None)
                     self._look(store)
                     if trouble is not None:
                         logger.info("delayq dispatcher: working again")
@@ -217,6 +229,9 @@ class Dispatcher:
                 self._stopping.wait(pause)
                 pause = min(pause * 2, BACKOFF_LAST)
         self._way.close()
+
+    def _subscribed(self, store: Store) -> Subscription:
+        return Subscription(store, belongs=self._topics is None)
 
     def _new_standing(self, *, alone: bool = False) -> None:
         self._alone = alone
@@ -257,7 +272,7 @@ class Dispatcher:
 
     def _called(self, subscription: Subscription, at: float) -> bool:
         """Sleep until *at* (s, monotonic). True: called before, by a put, or to stand by."""
-        if self._alone:
+        if subscription.forbidden:
             while (remaining := at - monotonic()) > 0 and not self._stopping.wait(min(remaining, STOP_CHECK)):
                 pass
             return False
@@ -289,6 +304,7 @@ class Dispatcher:
                 announced = True
             else:
                 self._standing.hear(heard.text, self._listened)
+                self._last_sign = self._listened
             heard = subscription.hear(0)
         return was_active and (announced or not self._standing.active)
 
@@ -300,8 +316,8 @@ class Dispatcher:
     def dispatch_once(self, store: Store, *, now_us: int | None = None) -> Pass:
         """One pass: one batch of each topic that is due, so that a burst on one delays no other."""
         asked = monotonic()
-        beat = not self._alone and self._standing.should_beat(asked)
-        tick = store.tick(beat=self._name if beat else "", now_us=now_us)
+        beat = self._name if self._standing.should_beat(asked) else ""
+        tick = store.tick(topics=self._topics or (), beat=beat, aloud=not self._alone, now_us=now_us)
         seen = _midway(asked)
         if beat:
             self._standing.has_beaten(seen)
@@ -321,7 +337,7 @@ class Dispatcher:
                     moved += done.moved
                     dropped += done.dropped
                     orphans += done.orphans
-                    deadline = self._deadline(_midway(asked), done.now_us, done.next)
+                    deadline = self._following(asked, done)
         if moved:
             logger.debug("delayq dispatcher: moved %d tasks of %d queues", moved, tried)
         # Where nothing could leave, as from a queue that was paused since the tick, looking at once again is idle.
@@ -333,6 +349,7 @@ class Dispatcher:
     def _begin_pass(self) -> None:
         self.counts.passes += 1
         self.counts.last_pass = time()
+        self._last_sign = monotonic()
 
     def _hand_over(self, store: Store, upcoming: Upcoming) -> Deadline | None:
         """Dispatch what we have waited for. None: more is due, look at all."""
@@ -340,6 +357,8 @@ class Dispatcher:
         asked = monotonic()
         done = self._dispatch(store, upcoming)
         if done is None or done.left or (done.next and done.next.due_us <= done.now_us):
+            return None
+        if self._is_alien(done.next):
             return None
         return self._deadline(_midway(asked), done.now_us, done.next)
 
@@ -371,6 +390,16 @@ class Dispatcher:
             logger.warning("delayq dispatcher: %d ids of %r had no body and were dropped", done.orphans, topic)
         self._observers.dispatched(topic, done)
         return done
+
+    def _is_alien(self, upcoming: Upcoming | None) -> bool:
+        """Whether what comes next of all is not ours to serve. Then we do not know what comes next of ours."""
+        return self._topics is not None and upcoming is not None and upcoming.topic not in self._topics
+
+    def _following(self, asked: float, done: Dispatched) -> Deadline:
+        """When to look again after a dispatch that was asked for at *asked* (s, monotonic)."""
+        if self._is_alien(done.next):
+            return Deadline(monotonic() + SOON, None)
+        return self._deadline(_midway(asked), done.now_us, done.next)
 
     def _deadline(self, seen: float, now_us: int, upcoming: Upcoming | None) -> Deadline:
         """When to look again, if Redis's clock was *now_us* at *seen* (s, monotonic).

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from kombu import Connection, pools
 from kombu.utils.url import url_to_parts
+from redis.exceptions import NoPermissionError
 
 from . import broker
 from .delivery import Delivery
@@ -118,13 +119,18 @@ class Home:
         """
         with self._pool.acquire(block=True) as connection:
             if not broker.goes_to_redis(connection):
-                raise ImproperlyConfigured(
-                    f"the broker {connection.as_uri()} is not Redis: name a Redis in which delayed tasks can wait with "
-                    "delayq_store_url, or set broker_url to a redis://, rediss:// or sentinel:// URL"
-                )
+                raise self.missing(connection)
             connection.ensure_connection(**(policy or self._app.conf.task_publish_retry_policy if retry else _ONCE))
             with connection._reraise_as_library_errors():
                 yield connection.default_channel
+
+    @staticmethod
+    def missing(connection: Any) -> ImproperlyConfigured:
+        """What to say if there is no Redis, and *connection* goes to the broker."""
+        return ImproperlyConfigured(
+            f"the broker {broker.url_of(connection)} is not Redis: name a Redis in which delayed tasks can wait with "
+            "delayq_store_url, or set broker_url to a redis://, rediss:// or sentinel:// URL"
+        )
 
     def store_of(self, channel: Any) -> Store:
         """The store on one of its own channels."""
@@ -186,33 +192,44 @@ class Home:
         check(store, store.serve(self.broker), self.broker)
         self._claimed = True
 
-    def connect(self, connection: Any) -> Store:
+    def connect(self, connection: Any, *, claims: bool = True) -> Store:
         """Open the store on *connection*, which is to be made by :meth:`connection`.
+
+        Args:
+            claims: if nobody has said yet which broker the store is for, it is for ours from now on.
 
         Raises:
             ImproperlyConfigured: the store holds the tasks of another broker.
         """
         store = broker.connect(connection, self.prefix, leases=self.is_relayed)
         try:
-            if self.is_relayed:
+            if not self.is_relayed:
+                with suppress(NoPermissionError):  # each script will say so, and what is missing the doctor
+                    check(store, store.serves(), None)
+            elif claims:
                 self.claim(store)
             else:
-                check(store, store.serves(), None)
+                check(store, store.serves(), self.broker)
         except BaseException:
             store.close()
             raise
         return store
 
-    def connection(self) -> Any:
-        """A Kombu connection to it of its own, not opened; to the URL that workers read from, if the broker has two."""
+    def connection(self, timeout: float | None = None) -> Any:
+        """A Kombu connection to it of its own, not opened; to the URL that workers read from, if the broker has two.
+
+        Args:
+            timeout: seconds that Redis may take for anything, whatever the transport options say.
+        """
         if self._store is None:
             connection = self._app.connection_for_read()
             given = self._app.conf.broker_transport_options or {}
         else:
             connection, given = self._store.clone(), self._store.transport_options
-        timeout = SENTINEL_SOCKET_TIMEOUT if broker.has_sentinels(connection) else SOCKET_TIMEOUT
-        own = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        connection.transport_options = {**own, **broker.quick_to_find_a_master(given)}
+        limit = SENTINEL_SOCKET_TIMEOUT if broker.has_sentinels(connection) else SOCKET_TIMEOUT
+        own = {"socket_timeout": limit, "socket_connect_timeout": limit}
+        asked = {} if timeout is None else dict.fromkeys(own, timeout)
+        connection.transport_options = {**own, **broker.quick_to_find_a_master(given), **asked}
         return connection
 
     def deliveries(self, queues: set[str]) -> dict[str, Delivery]:
@@ -247,7 +264,7 @@ def check(store: Store, served: str | None, broker_name: str | None) -> None:
     if served is not None and served != broker_name:
         ours = broker_name if broker_name else "this very Redis"
         raise ImproperlyConfigured(
-            f"the delayed tasks under {store.keys.serves.removesuffix('serves')} are for the broker {served}, but ours "
+            f"the delayed tasks under {store.keys.serves.removesuffix(':serves')} are for the broker {served}, but ours "
             f"is {ours}: give this app another delayq_store_url or delayq_prefix; or, if it is the same broker under "
             f"another name, delete the key {store.keys.serves}"
         )

@@ -20,7 +20,7 @@ Value = str | bytes | int | float
 T = TypeVar("T")
 
 #: redis-py before 5.3 wants to know what a connection is for.
-_PURPOSE = () if redis.VERSION >= (5, 3) else ("EVALSHA",)
+PURPOSE = () if redis.VERSION >= (5, 3) else ("EVALSHA",)
 
 
 class Script:
@@ -141,7 +141,7 @@ class Prepared:
     def _exchange(self, client: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
         pool = client.connection_pool
         own = client.connection  # of a client that keeps one for itself
-        connection = own or pool.get_connection(*_PURPOSE)
+        connection = own or pool.get_connection(*PURPOSE)
 
         def read() -> Any:
             try:
@@ -189,7 +189,7 @@ class Begun(Generic[T]):
         self._explain = prepared._script.explain
         self._read = read
         self._pool = client.connection_pool
-        self._connection: Any = self._pool.get_connection(*_PURPOSE)
+        self._connection: Any = self._pool.get_connection(*PURPOSE)
         try:
             self._connection.send_packed_command([prepared._command(args)])
         except (redis.ConnectionError, redis.TimeoutError):

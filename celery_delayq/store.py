@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 import redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 from .clock import SECOND_US
 from .delivery import Delivery
@@ -36,7 +37,7 @@ from .job import (
 from .keys import Keys
 from .leasing import Leasing, or_empty
 from .liveness import Liveness
-from .scripts import Begun, Packed, Prepared, Value, pack, packed, script
+from .scripts import PURPOSE, Begun, Packed, Prepared, Value, pack, packed, script
 
 
 class Closable(Protocol):
@@ -442,18 +443,28 @@ class Store(Leasing):
         args = [or_empty(now_us), topic, limit, position, or_empty(delivery.expires_ms), or_empty(ceiling)]
         return Prepared(script("dispatch"), names, [*args, *delivery.steps, *question])
 
-    def tick(self, limit: int = 100, *, beat: str = "", now_us: int | None = None) -> Tick:
+    def tick(
+        self,
+        limit: int = 100,
+        *,
+        topics: Iterable[str] = (),
+        beat: str = "",
+        aloud: bool = True,
+        now_us: int | None = None,
+    ) -> Tick:
         """Say which topics have due jobs, *limit* at most, and when to look again.
 
         Args:
-            beat: the name of the dispatcher that is active, and says so to the others with this call.
+            topics: look at these only, 1000 at most; at all if none is given.
+            beat: the name of a dispatcher that leaves a sign of life with this call, for those who put.
+            aloud: the beat is that of the active one, and told to the others of the fleet.
 
         Raises:
             redis.ReadOnlyError: with *beat*, on a replica.
         """
         keys = self.keys
         names = [keys.index, keys.topics, keys.aside, keys.beat, keys.expiries]
-        args = [or_empty(now_us), limit, beat, keys.fleet]
+        args = [or_empty(now_us), limit, beat, keys.fleet if aloud else "", *topics]
         now, aside, expired, next_us, topic, delivery, *due = script("tick")(self.client, names, args)
         found = [Upcoming.read(at, *rest) for at, *rest in zip(due[1::3], due[::3], due[2::3], strict=True)]
         return Tick(
@@ -467,6 +478,11 @@ class Store(Leasing):
     def tell_fleet(self, message: bytes) -> None:
         """Say something to all dispatchers that listen."""
         self._redis.publish(self.keys.fleet, message)
+
+    def beat_us(self) -> int | None:
+        """When a dispatcher was last at work, to a second; None: never."""
+        said = self._redis.get(self.keys.beat)
+        return None if said is None else int(said)
 
     def rest(self) -> None:
         """Have no connection open until the next call: an idle one may be dead, and nobody would know before he needs
@@ -632,6 +648,55 @@ class Store(Leasing):
                 counts = (int(total or 0) for total in totals)
                 loads[topic] = Load(waiting, due, head_us, held_us, ready_length, reserved, dead, *counts)
         return now_us, loads
+
+    def expiries(self) -> dict[str, int]:
+        """When the first lease of each topic runs out (us), of topics with reserved jobs."""
+        found = self._redis.zrange(self.keys.expiries, 0, -1, withscores=True)
+        return {topic.decode(): int(at) for topic, at in found}
+
+    def sizes(self, topics: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """How many ids and how many bodies each topic has, at one moment. They are as many as each other."""
+        sizes = {}
+        for topic in topics:
+            with self._redis.pipeline(transaction=True) as pipe:
+                ids, bodies = pipe.zcard(self.keys.schedule(topic)).hlen(self.keys.jobs(topic)).execute()
+            sizes[topic] = ids, bodies
+        return sizes
+
+    def refused(self, commands: Iterable[Sequence[Value]]) -> list[str]:
+        """What Redis's ACL has against each of *commands*; empty where it has nothing. None of them is run.
+
+        Redis asks who may when it queues a command of a transaction, and this transaction is never executed.
+
+        Raises:
+            NoPermissionError, ExecAbortError: a transaction itself is forbidden, so nothing can be tried.
+        """
+        pool = self.client.connection_pool
+        connection: Any = pool.get_connection(*PURPOSE)
+        try:
+            for word in ("MULTI", "EXEC", "MULTI"):
+                connection.send_packed_command([_command((word,))])
+                connection.read_response()
+            commands = list(commands)
+            connection.send_packed_command([_command(command) for command in commands])
+            return [_refusal(connection) for _ in commands]
+        finally:
+            connection.disconnect()  # whereupon Redis forgets what it has queued
+            pool.release(connection)
+
+
+def _command(words: Sequence[Value]) -> bytes:
+    return b"*%d\r\n%b" % (len(words), pack(words))
+
+
+def _refusal(connection: Any) -> str:
+    try:
+        connection.read_response()
+    except NoPermissionError as error:
+        return str(error)
+    except ResponseError as error:  # a command may also be renamed away; all else is no matter of rights
+        return str(error) if "unknown command" in str(error) else ""
+    return ""
 
 
 def _read_put(reply: Any) -> int:

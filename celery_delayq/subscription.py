@@ -31,11 +31,15 @@ class Subscription:
 
     Only the active dispatcher listens to announcements, or each put would wake the whole fleet.
 
+    Args:
+        belongs: whether it listens to the fleet, too; who stands for himself hears announcements only.
+
     Attributes:
         forbidden: an ACL allows no channel; then there is nothing to hear, and every dispatcher must look for itself.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, belongs: bool = True) -> None:
+        self._belongs = belongs
         self._keys = store.keys
         self._pubsub: Any = store.client.pubsub()
         self._kept: deque[Heard] = deque()
@@ -43,7 +47,8 @@ class Subscription:
 
     def __enter__(self) -> Subscription:
         try:
-            self._subscribe(self._keys.fleet)
+            if self._belongs:
+                self._subscribe(self._keys.fleet)
             self.attend()
         except NoPermissionError:
             self.forbidden = True

@@ -8,8 +8,9 @@
 --
 -- ARGV[1]  now       us since the epoch; '' for Redis's own clock
 -- ARGV[2]  limit     topics to name at most
--- ARGV[3]  name      of the active dispatcher: this is its beat; '' for a mere look
--- ARGV[4]  channel   where the beat is told to the fleet
+-- ARGV[3]  name      of the dispatcher whose beat this is; '' for a mere look
+-- ARGV[4]  channel   where the beat is told to the fleet; '' for one who stands for himself
+-- ARGV[5]  topic     look at this one only; and one more for each further, 1000 at most; none: look at all
 --
 -- Returns  {now, aside, {expired, ...}, next, topic, delivery, ...}
 --                            now (us); 1 if a job lies aside for anybody to finish, else 0; the topics of which a
@@ -21,7 +22,7 @@
 --          error BADARG      an argument is unusable
 --          error READONLY …  Redis takes no writes, and this is a beat
 --
--- Cost     O(log t + m), t = topics, m = topics that are due
+-- Cost     O(log t + m), t = topics, m = topics that are due; or O(k log k), k = topics that are given
 
 -- A beat is not written again within this time (us), to spare the disk and the replicas.
 local WRITTEN = 1000000
@@ -39,8 +40,9 @@ if written and not tonumber(written) then
   return redis.error_reply('WRONGTYPE ' .. KEYS[4] .. ' is a string, expected a time')
 end
 if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (limit and limit % 1 == 0 and limit >= 1)
-  or not channel then
-  return redis.error_reply('BADARG needs whole numbers: us since the epoch, and a limit of 1 or more; and a channel')
+  or not channel or #ARGV > 1004 then
+  return redis.error_reply(
+    'BADARG needs whole numbers: us since the epoch, and a limit of 1 or more; a channel; 1000 topics at most')
 end
 
 if not now then
@@ -48,11 +50,44 @@ if not now then
   now = time[1] * 1000000 + time[2]
 end
 
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
-local next = redis.call('ZRANGE', KEYS[1], #due / 2, #due / 2, 'WITHSCORES')
+-- Of the topics that are given: names and times of those whose time has come, the earliest first, and of the next one.
+local function among_given(key)
+  local times, found, past, coming = redis.call('ZMSCORE', key, unpack(ARGV, 5)), {}, {}, {}
+  for number = 1, #times do
+    if times[number] then
+      found[#found + 1] = {ARGV[number + 4], tonumber(times[number])}
+    end
+  end
+  table.sort(found, function(one, other)
+    return one[2] < other[2] or one[2] == other[2] and one[1] < other[1]
+  end)
+  for number, one in ipairs(found) do
+    if one[2] > now or number > limit then
+      coming = one
+      break
+    end
+    past[number * 2 - 1], past[number * 2] = one[1], one[2]
+  end
+  return past, coming
+end
+
+local due, next, expired
+if #ARGV > 4 then
+  due, next = among_given(KEYS[1])
+  expired = {}
+  for position, word in ipairs(among_given(KEYS[5])) do
+    if position % 2 == 1 then
+      expired[#expired + 1] = word
+    end
+  end
+else
+  due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+  next = redis.call('ZRANGE', KEYS[1], #due / 2, #due / 2, 'WITHSCORES')
+  expired = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, limit)
+end
 local aside = tonumber(redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2] or nil)
 local reply = {
-  now, aside and aside <= now and 1 or 0, redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, limit),
+  now, aside and aside <= now and 1 or 0, expired,
   tonumber(next[2] or -1), next[1] or '', next[1] and redis.call('HGET', KEYS[2], next[1]) or '',
 }
 for position = 1, #due, 2 do
@@ -63,7 +98,9 @@ end
 
 if name ~= '' then
   -- pcall: where an ACL forbids the channel, every dispatcher looks for itself.
-  redis.pcall('PUBLISH', channel, 'beat ' .. name)
+  if channel ~= '' then
+    redis.pcall('PUBLISH', channel, 'beat ' .. name)
+  end
   written = tonumber(written or nil)
   if not written or now - written >= WRITTEN or written > now then
     -- A full Redis may refuse it, and dispatching goes on. A replica must not: it would look like an empty master.

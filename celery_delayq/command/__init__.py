@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import changing, dead, draining, reading, transferring
+from . import changing, dead, dispatching, draining, examining, reading, transferring
 from .group import delayq
 
-__all__ = ["changing", "dead", "delayq", "draining", "reading", "transferring"]
+__all__ = ["changing", "dead", "delayq", "dispatching", "draining", "examining", "reading", "transferring"]

@@ -64,9 +64,7 @@ def _told(ctx: click.Context) -> Iterator[None]:
 
 def _redis_trouble(app: Celery, error: Exception) -> str:
     home, cause = app.delayq.home, error.__cause__ or error
-    connection = home.template
-    where = connection.as_uri()  # which masks a password, also one that is not there
-    where, said = where if connection.password else where.replace(":**@", ""), cut(one_line(error), 200)
+    where, said = broker.url_of(home.template), cut(one_line(error), 200)
     if isinstance(cause, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return f"Redis cannot be reached at {where}: {said} Is it running, and is {home.setting} right?"
     return f"Redis at {where} refuses: {said}"

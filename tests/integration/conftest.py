@@ -14,6 +14,7 @@ from kombu.message import Message
 
 from celery_delayq.clock import from_us
 from celery_delayq.delivery import Delivery
+from celery_delayq.doctor import CHECKS, Finding, Patient, examine
 from celery_delayq.embedded import RedisServer
 from celery_delayq.keys import Keys
 from celery_delayq.store import Store
@@ -124,3 +125,18 @@ def trace(app: Celery, message: Message) -> Any:
     context = {**request.request_dict, **(embed or {})}
     tracer = build_tracer(task.name, task, app=app)
     return tracer(request.id, args, kwargs, context).retval
+
+
+@pytest.fixture
+def look(app: Celery) -> Callable[..., list[Finding]]:
+    """Makes the checks of those names on the app, with its Redis, and gives what they find."""
+
+    def look(*names: str, on: Celery = app, **more: Any) -> list[Finding]:
+        delayq = on.delayq
+        patient = Patient(on, delayq.settings, delayq.home, lambda: delayq.connect(5.0, claims=False), **more)
+        try:
+            return examine(patient, [check for check in CHECKS if check.name in names])
+        finally:
+            patient.close()
+
+    return look

@@ -276,7 +276,7 @@ def test_stats(celery: Run, app: Celery, inside: Inside) -> None:
     assert 300 <= first.pop("overdue") < 320
     assert first == {
         "queue": "celery", "waiting": 1, "due": 1, "paused": False, "ready": 1,
-        "moved": 0, "cancelled": 1, "dropped": 0, "orphans": 0,
+        "moved": 0, "cancelled": 1, "dropped": 0, "orphans": 0, "reserved": 0, "requeued": 0, "dead": 0, "buried": 0,
     }  # fmt: skip
     assert (second["queue"], second["paused"], second["overdue"]) == ("mail", True, 0.0)
 
@@ -321,8 +321,8 @@ def test_a_command_that_is_not_there(celery: Run) -> None:
 def test_help_names_every_command(celery: Run) -> None:
     """And says what each does, and how it exits."""
     said = celery("--help")
-    names = ["agenda", "cancel", "count", "drain", "export", "import", "list", "pause", "purge", "reschedule"]
-    names += ["resume", "run-now", "shift", "show", "stats"]
+    names = ["agenda", "cancel", "count", "dead", "dispatch", "doctor", "drain", "export", "import", "list", "pause"]
+    names += ["purge", "reschedule", "resume", "run-now", "shift", "show", "stats"]
     listed = [line.split()[0] for line in said.lines[said.lines.index("Commands:") + 1 :] if line.startswith("  ")]
     assert listed[: len(names)] == names
     assert "Exits with 0; with 1" in said.out

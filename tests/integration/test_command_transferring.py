@@ -166,7 +166,8 @@ def test_every_line_is_json_that_others_can_read(celery: Run, backlog: list[str]
 
 
 def test_the_commands_of_the_readme(celery: Run, app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them works as it is written there, one after the other."""
+    """Each of them works as it is written there, one after the other; but for those that have tests of their own."""
+    elsewhere = {"dead", "dispatch", "doctor"}
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [shlex.split(line, comments=True) for line in readme.splitlines() if line.startswith("celery -A proj")]
@@ -178,6 +179,8 @@ def test_the_commands_of_the_readme(celery: Run, app: Celery, tmp_path: Path, mo
     app.delayq.apply_at("shop.remind", at, queue="mail")
 
     for words in commands:
+        if words[4] in elsewhere:
+            continue
         if words[-1] == "drain":  # it is there twice
             app.delayq.apply_delayed("shop.remind", 3 * 86_400)
         said = celery(*words[words.index("delayq") + 1 :], typed="y\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,16 @@ def test_tried_again_and_thrown_away(app: Celery) -> None:
         delayq.delete_dead("a", queue="mail")
     with pytest.raises(TypeError, match="queue"):
         delayq.dead(queue=3).__next__()
+
+
+def test_the_commands_of_the_readme(app: Celery) -> None:
+    """Each of them works as it is written there."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    commands = [line.split("#")[0].split() for line in readme.splitlines() if " delayq dead " in line]
+    assert len(commands) >= 4
+    codes = [run(app, *("c" if word == "ID" else word for word in words[4:]), typed="y\n").code for words in commands]
+    assert codes == [0] * (len(commands) - 1) + [1]  # all have been retried, none is left to delete
+    assert list(app.delayq.dead()) == []
 
 
 def test_many(app: Celery) -> None:

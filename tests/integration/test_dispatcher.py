@@ -243,3 +243,41 @@ def test_stop_is_prompt_and_repeatable(start: Callable[..., Dispatcher]) -> None
     dispatcher.stop()
 
     assert "delayq-dispatcher" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_one_that_serves_some_topics_leaves_the_others_alone(store: Store, start: Callable[..., Dispatcher]) -> None:
+    """Its own are moved in time: due before, due later, put as due now; also while another topic comes first."""
+    put(store, "alien", topic="other")
+    put(store, "before")
+    start(topics=["q", "third"], max_poll_interval=0.2)
+    put(store, "later", in_us=300_000)
+    put(store, "alien-2", topic="other", in_us=100_000)
+    put(store, "now")
+    put(store, "third", topic="third", in_us=200_000)
+
+    assert arrived(store, 3) == [b"before", b"now", b"later"]
+    assert arrived(store, 1, "third") == [b"third"]
+    assert store.client.llen("other") == 0
+
+
+def test_one_that_serves_some_topics_silences_nobody(store: Store, start: Callable[..., Dispatcher]) -> None:
+    """It tells nobody of its beat, hears none, and takes nobody's place; only those who put see that it lives."""
+    some = [start(topics=["q"], name="0"), start(topics=["q"], name="1")]
+    while not all(one.counts.passes > 3 for one in some):
+        time.sleep(0.005)
+    assert store.client.pubsub_numsub(store.keys.fleet)[0][1] == 0
+    assert store.beat_us() is not None
+    everything = start(name="9")
+    put(store, "alien", topic="other", in_us=2_500_000)
+
+    assert arrived(store, 1, "other") == [b"alien"]
+    assert [one.active for one in (*some, everything)] == [True] * 3
+
+
+def test_one_that_serves_some_topics_works_through_a_backlog(store: Store, start: Callable[..., Dispatcher]) -> None:
+    """In batches without a pause, while others are overdue all the time."""
+    put(store, "alien", topic="other")
+    put(store, *(f"{number:04}" for number in range(3000)))
+    start(topics=["q"], batch_size=100, max_poll_interval=3600)
+
+    assert arrived(store, 3000)[0] == b"0000"

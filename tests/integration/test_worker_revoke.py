@@ -12,6 +12,7 @@ import pytest
 from celery_delayq.embedded import RedisServer
 from celery_delayq.keys import Keys
 from celery_delayq.store import Store
+from celery_delayq.version import __version__
 
 from .hearing import listening
 from .worker import Project, newest_redis, wait_for
@@ -117,7 +118,8 @@ def test_inspect(server: RedisServer) -> None:
         answers = json.loads(project.celery("inspect", *both, "--json", "delayq").stdout)
         states = {name.partition("@")[2]: state for name, state in answers.items()}
 
-        assert states[other.name] == {"running": False, "adopting": True, "adopted": 0}
+        told = {"version": __version__, "joined": True, "running": False, "adopting": True, "adopted": 0}
+        assert states[other.name] == told
         state = states[worker.name]
         assert (state["running"], state["moved"], state["dropped"], state["errors"], state["orphans"]) == (
             True,

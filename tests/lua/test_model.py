@@ -765,6 +765,14 @@ class Scripts(RuleBasedStateMachine):
             assert one.delivery == self.model.topics[one.topic].delivery
 
     @rule(name=TOPICS)
+    def a_tick_of_one_topic_tells_of_it(self, name: str) -> None:
+        _, due, _ = self.model.tick(self.now)
+        tick = self.store.tick(topics=[name], now_us=self.now)
+        assert [at for at, topic in due if topic == name] == [one.due_us for one in tick.due]
+        place = self.model.index().get(name, 0)
+        assert (tick.next and tick.next.due_us) == (place if place > self.now else None)
+
+    @rule(name=TOPICS)
     def a_page_shows_it(self, name: str) -> None:
         shown = [(job.id.decode(), job.due_us, job.body) for job in self.store.page(name).jobs]
         assert shown == [(id, job.score, job.body) for id, job in self.model.topics[name].in_order()]
@@ -884,5 +892,5 @@ def test_redis_is_as_the_model_says_where_jobs_are_reserved(store: Store) -> Non
     machine = type("Walk", (Leases,), {"store": Store(store.client, store.keys, leases=True), "met": Counter()})()
     for seed in range(30):
         machine.walk(random.Random(seed), 60)
-    assert machine.met["reserved again"] > 40
+    assert machine.met["reserved again"] > 20
     assert machine.met["revived"] > 10

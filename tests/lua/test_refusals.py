@@ -182,7 +182,7 @@ CALLS = {
     ),
     "tick": Call(
         lambda keys: [keys.index, keys.topics, keys.aside, keys.beat, keys.expiries],
-        [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1")), ("a", ANY), ("fleet", ANY)],
+        [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1")), ("a", ANY), ("fleet", ANY), ("q", ANY)],
     ),
     "pause": Call(lambda keys: [keys.index, keys.holds, keys.rates], [("q", ANY)]),
     "resume": Call(

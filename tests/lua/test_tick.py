@@ -40,6 +40,34 @@ def test_it_names_as_many_topics_as_were_asked_for(store: Store) -> None:
     assert tick.next == Upcoming(NOW + 10, "t10", Delivery.plain("t10"))
 
 
+def test_of_some_topics_only(store: Store, leasing: Store) -> None:
+    """Who serves some is told of those as if there were no others: what is due, in order, bounded, and what is next."""
+    put(store, *(job("a", due, topic=topic) for topic, due in (("p", 1), ("q", 9), ("r", 5), ("s", 7), ("t", 30))))
+
+    def told(*topics: str, limit: int = 100) -> tuple[list[str], str | None]:
+        tick = store.tick(limit, topics=topics, now_us=NOW + 9)
+        return [one.topic for one in tick.due], tick.next and tick.next.topic
+
+    assert told("s", "q", "none", "r", "t") == (["r", "s", "q"], "t")
+    assert told("s", "q", "r", "t", limit=2) == (["r", "s"], "q")
+    assert told("t", "none") == ([], "t")
+    assert told("none") == ([], None)
+    assert store.tick(topics=["r"], now_us=NOW + 9).due == (Upcoming(NOW + 5, "r", Delivery.plain("r")),)
+    leasing.reserve("p", 1, 3, now_us=NOW + 1)
+    leasing.reserve("s", 1, 5, now_us=NOW + 7)
+    assert [store.tick(topics=["p", "q", "s"], now_us=NOW + at).expired for at in (3, 4, 12)] == [
+        (),
+        ("p",),
+        ("p", "s"),
+    ]
+    assert store.tick(topics=["q"], now_us=NOW + 12).expired == ()
+    store.pause("r")
+    assert told("r", "t") == ([], "t")
+    assert told(*(str(number) for number in range(1000))) == ([], None)
+    with pytest.raises(DelayQError, match="1000 topics"):
+        told(*(str(number) for number in range(1001)))
+
+
 def test_redis_clock_is_the_clock(store: Store) -> None:
     """Without a time of the caller's, Redis's own counts."""
     seconds, micros = store.client.time()
@@ -106,6 +134,21 @@ def test_a_beat_is_told_to_the_fleet_and_written_once_a_second(store: Store, con
     assert written == [0, 0, 1_000_000, 1_000_000]
     assert heard == [b"beat one"] * 4
     assert contents() == {store.keys.beat.encode(): b"%d" % (NOW + 1_000_000)}
+
+
+def test_a_beat_of_one_who_stands_for_himself(store: Store) -> None:
+    """Those who put see that he lives; the fleet hears nothing of him."""
+    with store.client.pubsub(ignore_subscribe_messages=True) as fleet:
+        fleet.subscribe(store.keys.fleet)
+        fleet.get_message(timeout=5)
+        store.tick(beat="one", aloud=False, now_us=NOW)
+        store.tell_fleet(b"end")
+        message = None
+        while message is None:
+            message = fleet.get_message(timeout=5)
+
+    assert message["data"] == b"end"
+    assert store.beat_us() == NOW
 
 
 def test_a_beat_from_the_future_is_written_again(store: Store) -> None:

@@ -65,7 +65,10 @@ def test_the_django_settings_are_read() -> None:
     assert delayq.settings == Settings(**expected)
 
 
-@pytest.mark.parametrize("name", ["README.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*/*.md"))])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", *(str(path.relative_to(ROOT)) for path in (*ROOT.glob("examples/*/*.md"), *ROOT.glob("docs/*.md")))],
+)
 def test_links_lead_somewhere(name: str) -> None:
     """Each link to a file of the project names one that exists."""
     page = ROOT / name
