@@ -262,10 +262,10 @@ def check(store: Store, served: str | None, broker_name: str | None) -> None:
         ImproperlyConfigured: they differ.
     """
     if served is not None and served != broker_name:
-        ours = broker_name if broker_name else "this very Redis"
+        ours = broker_name or "this very Redis"
         raise ImproperlyConfigured(
-            f"the delayed tasks under {store.keys.serves.removesuffix(':serves')} are for the broker {served}, but ours "
-            f"is {ours}: give this app another delayq_store_url or delayq_prefix; or, if it is the same broker under "
+            f"the delayed tasks under {store.keys.serves.removesuffix(':serves')} are for the broker {served}, but "
+            f"ours is {ours}: give this app another delayq_store_url or delayq_prefix; or, if it is the same broker under "
             f"another name, delete the key {store.keys.serves}"
         )
 
