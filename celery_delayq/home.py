@@ -263,9 +263,10 @@ def check(store: Store, served: str | None, broker_name: str | None) -> None:
     """
     if served is not None and served != broker_name:
         ours = broker_name or "this very Redis"
+        place = store.keys.beginning.removesuffix(":")
         raise ImproperlyConfigured(
-            f"the delayed tasks under {store.keys.serves.removesuffix(':serves')} are for the broker {served}, but "
-            f"ours is {ours}: give this app another delayq_store_url or delayq_prefix; or, if it is the same broker under "
+            f"the delayed tasks under {place} are for the broker {served}, but ours "
+            f"is {ours}: give this app another delayq_store_url or delayq_prefix; or, if it is the same broker under "
             f"another name, delete the key {store.keys.serves}"
         )
 
