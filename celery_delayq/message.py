@@ -223,7 +223,7 @@ def restore_eta(request: Any = None, **_: Any) -> None:
 
 
 def scheduled_for(request: Any) -> datetime | None:
-    """The time that a task was asked for, aware and in UTC; None if it was not delayed.
+    """The time that a task was asked for when it was sent, aware and in UTC; None if it was not delayed.
 
     Args:
         request: ``task.request``.

@@ -28,9 +28,9 @@ TIMEOUT = 120.0
 
 
 class Example:
-    """A copy of one example, beside a Redis of its own."""
+    """A copy of one example, beside a Redis of its own, which is its broker, too, unless *broker* is a URL."""
 
-    def __init__(self, name: str, folder: Path, server: RedisServer) -> None:
+    def __init__(self, name: str, folder: Path, server: RedisServer, broker: str | None = None) -> None:
         self.folder = folder / name
         shutil.copytree(EXAMPLES / name, self.folder, ignore=shutil.ignore_patterns("__pycache__", "celerybeat*"))
         self.readme = (self.folder / "README.md").read_text()
@@ -38,7 +38,8 @@ class Example:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_")}
         # `celery` and `python` are those that run this test, as in a virtual environment that is active.
         self._environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self._environment |= {"BROKER_URL": server.url(), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._environment |= {"BROKER_URL": broker or server.url(), "REDIS_URL": server.url()}
+        self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
 
     def blocks(self, language: str) -> list[str]:
         return re.findall(rf"^```{language}\n(.*?)^```$", self.readme, flags=re.MULTILINE | re.DOTALL)
@@ -98,7 +99,9 @@ class Example:
             yield queues
             while (notice := notices.get_message(timeout=0.2)) is not None:
                 key = notice["channel"].decode().partition(":")[2]
-                queues |= {queue for queue in ("celery", "mail", "payments") if key == keys.schedule(queue)}
+                queues |= {
+                    queue for queue in ("celery", "greetings", "mail", "payments") if key == keys.schedule(queue)
+                }
 
     def assert_nothing_waits(self) -> None:
         keys = Keys("delayq")
@@ -173,6 +176,17 @@ def test_existing_app(own_server: RedisServer, tmp_path: Path) -> None:
     assert queues == {"celery", "mail", "payments"}
     # The chain's start, the retry, the mail, and beat's clean-up at least once.
     assert dispatcher["moved"] >= 4
+
+
+def test_rabbitmq(rabbit_url: str, own_server: RedisServer, tmp_path: Path) -> None:
+    """Listed, taken back, moved, and handed over by way of RabbitMQ."""
+    example = Example("rabbitmq", tmp_path, own_server, rabbit_url)
+    with example.queues_waited_for() as queues:
+        printed, dispatcher = example.play()
+    assert printed == example.blocks("text")[0]
+    assert queues == {"greetings"}
+    assert (dispatcher["moved"], dispatcher["errors"]) == (2, 0)
+    example.assert_nothing_waits()
 
 
 @pytest.mark.parametrize("name", ["existing_app"])
