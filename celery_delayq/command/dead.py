@@ -9,14 +9,14 @@ from itertools import islice
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryCommand
 from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
 
 from .changing import confirm, tasks, yes_option
 from .filters import queue_option
 from .group import NothingDone, WrongUse, delayq, delayq_of
 from .output import Column, Table, as_json, safe, write
-from .reading import ROWS, checked_id, json_option
+from .reading import ROWS, checked_id, json_option, limit_option
 from .when import told
 
 
@@ -39,13 +39,7 @@ def _command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 
 @_command("list")
 @queue_option("Only of this queue.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    metavar="N",
-    cls=CeleryOption,
-    help=f"Show so many at most; 0 for all. The default is {ROWS}, with --json all.",
-)
+@limit_option
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, queue: str | None, limit: int | None, as_objects: bool) -> None:

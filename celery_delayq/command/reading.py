@@ -25,6 +25,14 @@ from .when import LENGTH, WHEN, tell_length, told
 #: Rows of a table when nobody says how many.
 ROWS = 50
 
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    cls=CeleryOption,
+    help=f"Show so many at most; 0 for all. The default is {ROWS}, with --json all.",
+)
+
 json_option = click.option("--json", "as_objects", is_flag=True, cls=CeleryOption, help="One JSON object a line.")
 
 
@@ -35,13 +43,7 @@ def fields_of(task: ScheduledTask) -> dict[str, Any]:
 
 @command("list")
 @filtered
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    metavar="N",
-    cls=CeleryOption,
-    help=f"Show so many at most; 0 for all. The default is {ROWS}, with --json all.",
-)
+@limit_option
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, where: dict[str, Any], limit: int | None, as_objects: bool) -> None:
