@@ -278,6 +278,6 @@ def test_one_that_serves_some_topics_works_through_a_backlog(store: Store, start
     """In batches without a pause, while others are overdue all the time."""
     put(store, "alien", topic="other")
     put(store, *(f"{number:04}" for number in range(3000)))
-    start(topics=["q"], batch_size=100, max_poll_interval=3600)
+    start(topics=["q"], hand_over=Direct(batch_size=100), max_poll_interval=3600)
 
     assert arrived(store, 3000)[0] == b"0000"

@@ -68,7 +68,7 @@ def test_before_and_after_amqp_exists(make_app: Callable[..., Celery], inside: I
 
 
 def test_twice(make_app: Callable[..., Celery], inside: Inside) -> None:
-    """Called again, and by another DelayQ: one joint, one put, one step."""
+    """Called again, and by another DelayQ: one joint, one put, each step once."""
     app = make_app()
     first = app.delayq
     first.init_app(app)
@@ -79,7 +79,8 @@ def test_twice(make_app: Callable[..., Celery], inside: Inside) -> None:
 
     assert app.delayq is first
     assert len(inside.waiting()) == 2
-    assert len([step for step in app.steps["worker"] if "delayq" in step.__module__]) == 1
+    assert sorted(step.__name__ for step in app.steps["worker"]) == ["CheckUpStep", "DispatcherStep"]
+    assert sorted(step.__name__ for step in app.steps["consumer"]) == ["AdoptionStep", "MasterStep"]
     assert len(app.user_options["worker"]) == 1
 
 

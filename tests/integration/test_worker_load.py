@@ -49,7 +49,7 @@ def test_children_that_live_for_one_task(server: RedisServer) -> None:
         worker.await_ready()
         task_ids = [project.send(countdown=0.5 + number * 0.005) for number in range(200)]
 
-        project.ledger.wait_for(task_ids, timeout=120)
+        project.ledger.wait_for(task_ids, timeout=300)  # 200 forks, and billiard waits for each
 
         assert project.ledger.runs() == dict.fromkeys(task_ids, 1)
         assert len({line["pid"] for line in project.ledger.lines()}) == len(task_ids)
