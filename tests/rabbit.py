@@ -19,6 +19,8 @@ import pytest
 
 from celery_delayq.embedded import free_port
 
+from .ports import quiet_port
+
 #: Where packages put it. (The command on the path may insist on a user of its own.)
 FOLDERS = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/usr/local/sbin", *os.get_exec_path()]
 
@@ -48,9 +50,9 @@ class RabbitServer:
 
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="delayq-rabbit-")
-        self.port = free_port()
+        self.port = quiet_port()
         self._node = f"delayq{self.port}@localhost"
-        self._epmd_port = free_port()
+        self._epmd_port = quiet_port()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property

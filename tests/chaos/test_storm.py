@@ -18,13 +18,14 @@ from threading import Thread
 import pytest
 
 from celery_delayq.embedded import servers
+from tests import rabbit
 from tests.integration.worker import PATIENCE, ROOT, newest_redis
 
 from .storm.network import Network
 from .storm.participants import faketime
-from .storm.plan import DECK, KILLS_OF_A_DECK, faults
-from .storm.records import Attempt, Watch, read_attempts
-from .storm.verdict import judge
+from .storm.plan import DECK, KILLS_OF_A_DECK, RELAY, faults
+from .storm.records import STAMP, Attempt, Copy, Watch, copy_of, read_attempts, read_runs
+from .storm.verdict import BROKER_LOST, DIED, LATE, Excuses, judge
 
 ONE_REDIS = True
 
@@ -33,15 +34,20 @@ GROUPS = {"producer": ["p"], "worker": ["w-1", "w-2"], "dispatcher": ["d"], "rac
 SENT = Attempt("watched", 10.0, 0, begun=100.0, ended=100.1, outcome="acked")
 
 
-def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
-    """Every kind of fault, once at least: each acknowledged task is handed over exactly once, and none too early."""
+@pytest.mark.parametrize("relay", [None, "redis", "rabbitmq"])
+def test_a_short_storm_breaks_no_promise(tmp_path: Path, relay: str | None) -> None:
+    """Every kind of fault, once at least: each acknowledged task is handed over exactly once, by a relay at least once;
+    and none too early.
+    """
+    if relay == "rabbitmq":
+        rabbit.program()
     if not servers() or faketime() is None:
         missing = "faketime (apt install faketime)" if servers() else "a Redis server"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not here")
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "tests.chaos.storm", "--report", str(report), "--seed", "20261122"]
     command += ["--tasks", "500", "--kills", str(KILLS_OF_A_DECK), "--pace", "300", "--every", "0.45"]
-    command += ["--countdown", "3", "6"]
+    command += ["--countdown", "3", "6", "--stock-patience", "3", *(["--relay", relay] if relay else [])]
     storm = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said, _ = storm.communicate()
@@ -53,7 +59,7 @@ def test_a_short_storm_breaks_no_promise(tmp_path: Path) -> None:
     told = json.loads(report.read_text())
     assert told["put"]["acknowledged"] >= 500
     assert told["watched"]["handed over"] > 300
-    assert told["faults"].keys() == {card.kind for card in DECK}
+    assert told["faults"].keys() == {card.kind for card in (*DECK, *RELAY[relay])}
 
 
 def test_the_seed_fixes_the_faults() -> None:
@@ -85,9 +91,48 @@ def test_the_seed_fixes_the_faults() -> None:
 )
 def test_the_judge_sees_each_violation(attempt: Attempt | None, taken: list[float], violation: str | None) -> None:
     """Lost, doubled, early and never sent are told apart from what may happen."""
-    verdict = judge({"id": attempt} if attempt else {}, {"id": taken} if taken else {}, "consumed", [])
+    copies = [Copy(at) for at in taken]
+    verdict = judge({"id": attempt} if attempt else {}, {"id": copies} if taken else {}, "consumed", [])
     assert verdict.violations == ({violation: ["id"]} if violation else {})
     assert verdict.is_good == (violation is None)
+
+
+TWICE = [Copy(110.1, "d.1"), Copy(116.0, "w.2")]
+
+
+@pytest.mark.parametrize(
+    ("copies", "cause"),
+    [
+        (TWICE, DIED),
+        ([Copy(130.0, "d.1"), Copy(136.0, "w.2")], None),  # d.1 had died before that, the broker was there again
+        ([Copy(130.0, "w.2"), Copy(130.5, "d.2")], None),
+        ([Copy(119.0, "w.2"), Copy(122.0, "w.2")], BROKER_LOST),
+        ([Copy(130.0, "e.1"), Copy(136.0, "w.2")], LATE),
+        ([*TWICE, Copy(122.0, "w.2")], DIED),
+        ([*TWICE, Copy(130.0, "w.2")], DIED),
+        ([*TWICE, Copy(119.0, "w.2"), Copy(119.5, "w.2")], None),  # the last one for no reason
+    ],
+)
+def test_the_judge_sees_why_a_relay_published_again(copies: list[Copy], cause: str | None) -> None:
+    """A second copy has a cause that came between the two, or that its publisher has told; else it is a violation, in
+    the queue that workers consume, too.
+    """
+    excuses = Excuses({"d.1": (110.0, 115.0)}, [(120.0, 121.0)], {"e": 1})
+    for queue in ("watched", "consumed"):
+        found = {"taken": {"id": copies}, "ran": {}} if queue == "watched" else {"taken": {}, "ran": {"id": copies}}
+        verdict = judge({"id": replace(SENT, queue=queue)}, **found, consumed="consumed", outages=[], excuses=excuses)
+        assert verdict.violations == ({} if cause else {"doubled": ["id"]})
+        if cause:
+            assert verdict.republished[cause] == ["id"]
+
+
+def test_a_message_tells_who_published_it_and_when(tmp_path: Path) -> None:
+    """In its headers, and where it was run; without that it is known when it was there."""
+    assert copy_of({STAMP: "d-1.3 12.500000"}, 99.0) == Copy(12.5, "d-1.3")
+    assert (Copy(12.5, "d-1.3").participant, copy_of({}, 99.0)) == ("d-1", Copy(99.0))
+    runs = tmp_path / "runs"
+    runs.write_text("a d-1.3 12.500000\na d-1.3 12.500000\na w.1 13.000000\nb \n")
+    assert read_runs(runs) == {"a": {Copy(12.5, "d-1.3"): 2, Copy(13.0, "w.1"): 1}, "b": {Copy(0.0): 1}}
 
 
 def test_the_judge_sees_a_torn_batch() -> None:
@@ -95,8 +140,8 @@ def test_the_judge_sees_a_torn_batch() -> None:
     part = replace(SENT, batch=7, outcome="cut off")
     attempts = {"p.1.7": part, "p.1.8": part}
     assert judge(attempts, {}, "consumed", []).is_good
-    assert judge(attempts, {"p.1.7": [111.0], "p.1.8": [112.0]}, "consumed", []).is_good
-    assert judge(attempts, {"p.1.8": [112.0]}, "consumed", []).torn == ["p.1: batch 7"]
+    assert judge(attempts, {"p.1.7": [Copy(111.0)], "p.1.8": [Copy(112.0)]}, "consumed", []).is_good
+    assert judge(attempts, {"p.1.8": [Copy(112.0)]}, "consumed", []).torn == ["p.1: batch 7"]
 
 
 def test_the_judge_sees_a_foreign_exception() -> None:

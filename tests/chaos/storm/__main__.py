@@ -37,6 +37,9 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--relay", choices=["redis", "rabbitmq"], help="relay mode: the broker is another server; else direct mode"
     )
+    parser.add_argument(
+        "--stock-patience", type=float, default=60.0, help="seconds for the workers to run what is ready at the end"
+    )
     parser.add_argument("--keep", action="store_true", help="leave logs and ledgers there also if all is well")
     parser.add_argument("--report", type=Path, action="append", default=[], help="a file to write, .md or .json")
     return parser.parse_args(arguments)
@@ -64,6 +67,7 @@ def main() -> int:
         options.every,
         tuple(options.countdown),
         options.relay,
+        options.stock_patience,
     )
     good = False
     try:

@@ -67,8 +67,11 @@ def cast(
         environment = {
             "STORM_CONF": json.dumps(conf),
             "STORM_RUNS": str(folder / "runs"),
+            "STORM_NAME": name,
         }
         group = name.partition("-")[0]
+        if group != "producer" and "delayq_store_url" in conf:
+            environment["STORM_STAMPS"] = "yes"
         return Role(name, group, rack, module, arguments, environment, clock, is_fresh or bool(clock))
 
     clocks = {"producer-ahead": AHEAD} if with_clocks else {}

@@ -96,12 +96,16 @@ class Participant:
     Attributes:
         incarnation: how many were started.
         deaths: incarnation -> when it was killed, or found to have ended (s, monotonic).
+        dying: incarnation -> since when it may have been dead: just before it was killed, or when it was last seen to
+            live.
     """
 
     def __init__(self, role: Role, folder: Path) -> None:
         self.role = role
         self.incarnation = 0
         self.deaths: dict[int, float] = {}
+        self.dying: dict[int, float] = {}
+        self._seen = 0.0
         self.log = folder / f"{role.name}.log"
         self._process: Process | None = None
         self._forks = multiprocessing.get_context("forkserver")
@@ -113,6 +117,7 @@ class Participant:
             return
         self.incarnation += 1
         role = self.role
+        self._seen = time.monotonic()
         environment = {**role.environment, "PYTHONPATH": str(ROOT), "STORM_INCARNATION": str(self.incarnation)}
         if role.clock:
             environment |= {"LD_PRELOAD": faketime() or "", "FAKETIME": role.clock}
@@ -149,6 +154,7 @@ class Participant:
     def kill(self) -> None:
         """SIGKILL for it and all of its children, if there is one."""
         if self._process is not None:
+            self.dying.setdefault(self.incarnation, time.monotonic())
             self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
@@ -180,8 +186,10 @@ class Participant:
 
     def has_ended(self) -> bool:
         """Whether it is gone though nobody killed it; then the next one may be started."""
+        seen, self._seen = self._seen, time.monotonic()
         if self._process is None or self._process.poll() is None:
             return False
+        self.dying[self.incarnation] = seen
         self.kill()  # its children
         return True
 

@@ -68,8 +68,13 @@ DECK = (
     Card("network black hole", 1, "rack", 0.2, 3.0),
 )
 
-#: What comes on top of it in relay mode.
-RELAY = (Card("kill broker", 1, BROKER, 0.05, 1.0),)
+#: What comes on top of it in relay mode, by the kind of broker.
+KILL_BROKER = Card("kill broker", 1, BROKER, 0.05, 1.0)
+RELAY: Mapping[str | None, tuple[Card, ...]] = {
+    None: (),
+    "rabbitmq": (KILL_BROKER,),
+    "redis": (KILL_BROKER, Card("client kill normal", 1, BROKER, 0.0, 0.0), Card("memory limit", 1, BROKER, 0.5, 2.0)),
+}
 
 #: In every tenth deck, from the third on: longer than every timeout that a dispatcher has.
 LONG = (

@@ -5,15 +5,46 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
 #: Seconds between two looks at the ready lists.
 LOOK_EVERY = 0.05
+
+#: The header in which a relay's message says who published it, and when (s, monotonic): ``dispatcher-1.3 1234.567890``.
+STAMP = "storm_stamp"
+
+
+class Copy(NamedTuple):
+    """One of the messages of a task.
+
+    Attributes:
+        at: when a relay published it; else when it was taken, not later than which it was handed over (s, monotonic).
+        by: the participant that published it, and its incarnation; "" if that is not known, which in direct mode is no
+            matter.
+    """
+
+    at: float
+    by: str = ""
+
+    @property
+    def participant(self) -> str:
+        return self.by.rpartition(".")[0]
+
+    @property
+    def incarnation(self) -> int:
+        return int(self.by.rpartition(".")[2])
+
+
+def copy_of(headers: Mapping[str, Any], now: float) -> Copy:
+    """What a message's headers say, or that it was there at *now* (s, monotonic)."""
+    by, _, at = headers.get(STAMP, "").partition(" ")
+    return Copy(float(at), by) if by else Copy(now)
 
 
 @dataclass
@@ -63,6 +94,15 @@ def read_attempts(ledgers: Iterable[tuple[Path, dict[int, float]]]) -> dict[str,
     return attempts
 
 
+def read_runs(path: Path) -> dict[str, Counter[Copy]]:
+    """Id -> how often each of its messages was run. (In direct mode they cannot be told apart, nor need to be.)"""
+    runs: dict[str, Counter[Copy]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        task_id, _, stamp = line.partition(" ")
+        runs.setdefault(task_id, Counter())[copy_of({STAMP: stamp}, 0.0)] += 1
+    return runs
+
+
 def count_acked(ledgers: Iterable[Path]) -> int:
     """How many were acknowledged so far."""
     return sum(path.read_bytes().count(b"acked ") for path in ledgers if path.exists())
@@ -75,11 +115,11 @@ class Watch:
     whatever of it has worked, and every message is written down as often as it was on a list.
 
     Attributes:
-        taken: id -> when each of its messages was taken at the latest (s, monotonic): it was handed over before that.
+        taken: id -> its messages.
     """
 
     def __init__(self, port: int, lists: Sequence[str]) -> None:
-        self.taken: dict[str, list[float]] = {}
+        self.taken: dict[str, list[Copy]] = {}
         self._client = redis.Redis(port=port, socket_timeout=30)
         self._lists = lists
         self._number = 0
@@ -108,7 +148,8 @@ class Watch:
                 raise bodies
         found = [body for bodies in replies[1::2] for body in bodies]
         for body in found:
-            self.taken.setdefault(json.loads(body)["headers"]["id"], []).append(now)
+            headers = json.loads(body)["headers"]
+            self.taken.setdefault(headers["id"], []).append(copy_of(headers, now))
         self._number += 1
         if found:
             self._client.unlink(*names)  # should that not work they stay, and are not looked at any more

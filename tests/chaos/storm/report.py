@@ -44,7 +44,11 @@ def figures(outcome: Outcome) -> dict[str, Any]:
             "torn batches": len(verdict.torn),
             "unacknowledged, handed over": verdict.stored_unacked,
             "resent after the hand-over, as documented": len(verdict.resent),
-            **({"published again, as documented": len(verdict.republished)} if wish.relay else {}),
+            **(
+                {f"published again: {cause}": len(ids) for cause, ids in verdict.republished.items()}
+                if wish.relay
+                else {}
+            ),
         },
         "consumed": after and {**vars(after), "gone": after.gone},
         "lateness (s)": {
@@ -65,7 +69,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
 
 def _reasons(ended: list[str]) -> dict[str, int]:
     """Why: the error that Celery calls unrecoverable."""
-    found = (re.search(r"Unrecoverable error: (\w+)", words) for words in ended)
+    found = (re.search(r"Unrecoverable error: (?:server:)?(\w+)", words) for words in ended)
     return dict(Counter(match.group(1) if match else "unknown" for match in found))
 
 

@@ -6,7 +6,7 @@ import heapq
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,28 +17,26 @@ import redis
 
 from celery_delayq import embedded
 from celery_delayq.keys import Keys
+from tests.rabbit import RabbitServer
 
 from .cast import BROKER_RACK, CONSUMED, RACKS, WATCHED, cast, ledger_of, ready_lists
 from .network import Network
 from .participants import Participant, faketime
 from .plan import BROKER, DECK, REDIS, RELAY, Fault, faults
-from .records import Attempt, count_acked, read_attempts
+from .records import Attempt, Copy, count_acked, read_attempts, read_runs
 from .servers import Broker, Lives, RabbitBroker, RedisBroker, client_of, lasting_redis
-from .verdict import After, Verdict, judge
+from .verdict import After, Excuses, Verdict, judge
 
 #: Seconds that something may take after all faults are healed, before that is a fault of its own.
 PATIENCE = 300.0
-
-#: Seconds that stock Kombu gets to run what is ready. What it does not run by then is told, and is no fault of ours.
-STOCK_PATIENCE = 60.0
 
 #: A traceback in a log that passes through it should end with one of these: what a storm makes of a connection.
 PACKAGE = Path(embedded.__file__).parent
 EXPECTED = ("redis.exceptions.", "kombu.exceptions.OperationalError", "amqp.exceptions.", "Connection", "OSError")
 EXPECTED += ("TimeoutError", "BrokenPipeError")
 
-#: With these words a relay tells how many it may have published in vain.
-LEASES_LOST = re.compile(r"the leases of (\d+) tasks of")
+#: With these words a relay tells how many tasks were no longer its own when it acked them.
+LATE_ACKS = re.compile(r"(\d+) tasks of \S+ were no longer ours when they were acked")
 
 #: Seconds of a relay's lease: what a dead dispatcher holds comes back after that.
 LEASE = 5.0
@@ -55,6 +53,8 @@ class Wish:
         every: seconds from one fault to the next, on average.
         countdown: seconds that tasks wait, from and to.
         relay: "redis" or "rabbitmq": the broker is another server; None: tasks wait in the broker itself.
+        stock_patience: seconds that stock Kombu gets to run what is ready. What it does not run by then is told, and is
+            no fault of ours.
     """
 
     tasks: int
@@ -64,6 +64,7 @@ class Wish:
     every: float
     countdown: tuple[float, float]
     relay: str | None = None
+    stock_patience: float = 60.0
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Outcome:
     verdict: Verdict = field(default_factory=Verdict)
     after: After | None = None
     attempts: dict[str, Attempt] = field(default_factory=dict)
-    taken: dict[str, list[float]] = field(default_factory=dict)
+    taken: dict[str, list[Copy]] = field(default_factory=dict)
     #: Workers that ended though nobody killed them, with their last words.
     ended: list[str] = field(default_factory=list)
 
@@ -91,9 +92,12 @@ class Outcome:
 
     def explain(self, task_id: str, around: float = 3.0) -> str:
         """What is known of one task: when it was sent, was due and was taken, and the faults about these times."""
-        attempt, times = self.attempts.get(task_id), self.taken.get(task_id, [])
-        lines = [f"{task_id}: {attempt}", f"    taken at: {', '.join(f'{at:.3f}' for at in times) or 'no time'}"]
-        moments = list(times)
+        attempt, copies = self.attempts.get(task_id), sorted(self.taken.get(task_id, []))
+        lines = [
+            f"{task_id}: {attempt}",
+            "    handed over: " + (", ".join(f"{c.at:.3f} {c.by}" for c in copies) or "never"),
+        ]
+        moments = [copy.at for copy in copies]
         if attempt is not None:
             due = attempt.begun + attempt.countdown
             lines.append(f"    due at: {due:.3f} or later")
@@ -115,7 +119,7 @@ class Storm:
         self._keys = Keys("delayq")
         self._heals: list[tuple[float, int, Callable[[], None]]] = []  # when (s, monotonic), a number, what
         self._numbers = count()
-        self._calm_since = float("inf")
+        self._broker_troubles: list[tuple[float, float]] = []  # from when to when (s, monotonic)
 
     def run(self) -> Outcome:
         """All of it. Whatever happens, nothing that was started is left."""
@@ -147,13 +151,12 @@ class Storm:
         store = self._lives(stack, self._server.start, self._server.stop)
         self._servers = {REDIS: store}
         self._client = stack.enter_context(client_of(self._server))
+        self._clients = {REDIS: self._client}
         self.outcome.server_versions["Redis"] = self._client.info("server")["redis_version"]
         if relay == "rabbitmq":
-            from tests.rabbit import RabbitServer
-
             rabbit = stack.enter_context(RabbitServer())
             lives = self._lives(stack, rabbit.start, rabbit.kill)
-            self._broker: Broker = RabbitBroker(rabbit.port, lives, WATCHED)
+            self._broker: Broker = RabbitBroker(rabbit, lives, WATCHED)
             self.outcome.server_versions["RabbitMQ"] = self._broker.version()
         elif relay == "redis":
             other = stack.enter_context(lasting_redis())
@@ -162,6 +165,8 @@ class Storm:
             self._broker = RedisBroker(self._server, store, ready_lists())
         if relay:
             self._servers[BROKER] = self._broker.lives
+            if self._broker.client is not None:
+                self._clients[BROKER] = self._broker.client
         stack.callback(self._broker.close)
 
     @staticmethod
@@ -185,14 +190,14 @@ class Storm:
         self._participants = {role.name: Participant(role, self._folder) for role in roles}
         self._ledgers = [ledger_of(self._folder, role.name) for role in roles if role.group == "producer"]
         groups = {group: [r.name for r in roles if r.group == group] for group in ("producer", "worker", "dispatcher")}
-        self._faults = faults(wish.seed, wish.every, {**groups, "rack": self._racks}, RELAY if wish.relay else ())
+        self._faults = faults(wish.seed, wish.every, {**groups, "rack": self._racks}, RELAY[wish.relay])
 
     # The storm
 
     def _blow(self) -> None:
         """Inflict faults until there were enough kills and tasks, and every kind of fault."""
         wish, outcome = self._wish, self.outcome
-        kinds = {card.kind for card in (*DECK, *(RELAY if wish.relay else ()))}
+        kinds = {card.kind for card in (*DECK, *RELAY[wish.relay])}
         # Not before everything works: a put has come through, and has been handed over.
         if not self._await(self._broker.has_any, "the first task is handed over"):
             raise RuntimeError(f"nothing was handed over in {PATIENCE:g} seconds: see the logs in {self._folder}")
@@ -231,6 +236,7 @@ class Storm:
         if (server is not None and not server.is_up) or (participant is not None and not participant.lives):
             self._later(0.1, lambda: self._inflict(fault))  # it comes as soon as there is somebody to hit
             return
+        began = time.monotonic()
         self._note(f"{kind} {target} {fault.seconds:.2f} s")
         self.outcome.inflicted[kind] += 1
         self.outcome.targets[f"{kind}: {target}"] += 1
@@ -244,30 +250,39 @@ class Storm:
         elif kind.startswith("network"):
             cut = {"reset": self._network.reset, "refused": self._network.refuse, "black": self._network.hole}
             cut[kind.split()[1]](target)
-            self._later(fault.seconds, lambda: self._network.heal(target))
+            self._later(fault.seconds, lambda: self._mend(target, began))
         else:
-            self._strike(fault)
+            self._strike(fault, began)
 
-    def _strike(self, fault: Fault) -> None:
+    def _mend(self, rack: str, began: float) -> None:
+        self._network.heal(rack)
+        if rack == BROKER_RACK:
+            self._broker_troubles.append((began, time.monotonic()))
+
+    def _strike(self, fault: Fault, began: float) -> None:
         """What a living Redis is told to do."""
-        kind, client = fault.kind, self._client
+        kind, target = fault.kind, fault.target
+        client = self._clients[target]
         if kind.startswith("client kill"):
             client.client_kill_filter(_type=kind.split()[2], skipme=True)
         elif kind == "client pause":
             client.client_pause(round(fault.seconds * 1000))
-            now = time.monotonic()
-            self._servers[REDIS].add_outage(now, now + fault.seconds)
+            self._servers[target].add_outage(began, time.monotonic() + fault.seconds)
         elif kind == "script flush":
             client.script_flush()
         elif kind == "memory limit":
             client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
-            self._later(fault.seconds, self._lift_limit)
+            self._later(fault.seconds, lambda: self._lift_limit(target, began))
         else:
             raise ValueError(kind)
+        if target == BROKER:
+            self._broker_troubles.append((began, time.monotonic()))
 
-    def _lift_limit(self) -> None:
-        if self._servers[REDIS].is_up:  # else it comes back without one
-            self._client.config_set("maxmemory", 0)
+    def _lift_limit(self, target: str, began: float) -> None:
+        if self._servers[target].is_up:  # else it comes back without one
+            self._clients[target].config_set("maxmemory", 0)
+        if target == BROKER:
+            self._broker_troubles.append((began, time.monotonic()))
 
     def _look_after(self) -> None:
         """Note who ended by himself, and let another follow."""
@@ -276,7 +291,7 @@ class Storm:
             if participant.has_ended():
                 name, group = participant.role.name, participant.role.group
                 self._note(f"{name} ended by itself")
-                words = f"{name} ended by itself:\n{participant.last_words()}"
+                words = f"{name} ended by itself:\n{participant.last_words(200)}"
                 # A worker that gives up when its broker goes away is stock Celery's.
                 (self.outcome.ended if group == "worker" else self.outcome.verdict.faults).append(words)
                 participant.start()
@@ -307,7 +322,6 @@ class Storm:
             self._network.heal(rack)
         for participant in self._participants.values():
             participant.start()
-        self._calm_since = time.monotonic()
         for name in self._dismiss("producer", PATIENCE):
             self.outcome.verdict.faults.append(f"{name} did not end in {PATIENCE:g} seconds after the storm")
 
@@ -334,19 +348,23 @@ class Storm:
     def _account(self) -> None:
         """Judge, and count what stock Kombu made of what it was given."""
         outcome = self.outcome
-        self._await(lambda: self._broker.is_empty(CONSUMED), "the workers have run what is ready", STOCK_PATIENCE)
-        self._dismiss("worker", STOCK_PATIENCE)
+        self._await(
+            lambda: self._broker.is_empty(CONSUMED), "the workers have run what is ready", self._wish.stock_patience
+        )
+        self._dismiss("worker", self._wish.stock_patience)
         self._broker.finish()
         deaths = {name: participant.deaths for name, participant in self._participants.items()}
         outcome.taken = self._broker.taken
         outcome.attempts = read_attempts((path, deaths[path.stem]) for path in self._ledgers)
+        runs = read_runs(self._folder / "runs")
         faults_so_far = outcome.verdict.faults
         outcome.verdict = judge(
             outcome.attempts,
             outcome.taken,
             CONSUMED,
             [outage for server in self._servers.values() for outage in server.outages],
-            relayed_until=self._calm_since if self._wish.relay else None,
+            excuses=self._excuses() if self._wish.relay else None,
+            ran={task_id: list(copies) for task_id, copies in runs.items()},
         )
         outcome.verdict.faults += faults_so_far
         self._read_logs()
@@ -355,29 +373,35 @@ class Storm:
             for key, number in self._client.hgetall(self._keys.totals).items()
             if key.startswith(b"moved:")
         }
-        outcome.after = self._stock(totals.pop(CONSUMED, 0))
+        outcome.after = self._stock(totals.pop(CONSUMED, 0), runs)
         self._check_totals(sum(totals.values()), outcome.after.moved)
 
     def _read_logs(self) -> None:
         verdict = self.outcome.verdict
-        told = 0
         for participant in self._participants.values():
-            told += sum(map(int, LEASES_LOST.findall(participant.said())))
             for text in participant.tracebacks():
                 if str(PACKAGE) in text and not text.splitlines()[-1].startswith(EXPECTED):
                     verdict.faults.append(f"{participant.role.name}: {text}")
-        if len(verdict.in_calm) > told:
-            verdict.faults.append(
-                f"published again though nothing had died, and {told} at most were told of: {' '.join(verdict.in_calm)}"
-            )
 
-    def _stock(self, moved: int) -> After:
-        runs = Counter((self._folder / "runs").read_text().split())
+    def _excuses(self) -> Excuses:
+        everybody = self._participants.values()
+        return Excuses(
+            {
+                f"{one.role.name}.{incarnation}": (since, one.deaths[incarnation])
+                for one in everybody
+                for incarnation, since in one.dying.items()
+            },
+            [*self._broker_troubles, *self._servers[BROKER].outages],
+            {one.role.name: sum(map(int, LATE_ACKS.findall(one.said()))) for one in everybody},
+        )
+
+    def _stock(self, moved: int, runs: Mapping[str, Counter[Copy]]) -> After:
         listed, held = self._broker.left(CONSUMED)
         ready = set(listed) - runs.keys()
         unacked = set(held) - runs.keys() - ready
-        again = sum(number > 1 for number in runs.values())
-        return After(moved, len(runs) - again, again, len(unacked), len(ready))
+        again = sum(max(copies.values()) > 1 for copies in runs.values())
+        once = sum(copies.total() == 1 for copies in runs.values())
+        return After(moved, once, again, len(runs) - once - again, len(unacked), len(ready))
 
     def _check_totals(self, moved_watched: int, moved_consumed: int) -> None:
         """The store's own count must agree with what was found, and with what was put."""

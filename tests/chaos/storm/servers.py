@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 import amqp
 import redis
@@ -17,24 +14,13 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from celery_delayq.embedded import RedisServer, servers
+from tests.ports import quiet_port
+from tests.rabbit import RabbitServer
 
-from .records import Watch
+from .records import Copy, Watch, copy_of
 
 #: Its log lies on the disk before it answers; and is rewritten often, so that a restart is quick.
 LASTING = ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-min-size", "16mb"]
-
-#: An outage counts as begun so many seconds before, and as over so many after it.
-MARGIN = 3.0
-
-
-def quiet_port() -> int:
-    """A free port that the system gives to no outgoing connection: ours must still be free after a restart."""
-    chance = Random()
-    while True:
-        port = chance.randrange(15_000, 30_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def lasting_redis() -> RedisServer:
@@ -77,12 +63,12 @@ class Lives:
         return self._dead_since is None
 
     def add_outage(self, begin: float, end: float) -> None:
-        self.outages.append((begin - MARGIN, end + MARGIN))
+        self.outages.append((begin, end))
 
     def kill(self) -> None:
         """SIGKILL."""
-        self._kill()
         self._dead_since = time.monotonic()
+        self._kill()
 
     def start(self) -> None:
         """Begin to start it again, if it is dead."""
@@ -98,8 +84,9 @@ class Broker(Protocol):
     """Where due tasks go; and what of them is found there."""
 
     lives: Lives
+    client: redis.Redis | None  # if it is a Redis
     port: int
-    taken: dict[str, list[float]]
+    taken: dict[str, list[Copy]]
 
     def url(self, port: int) -> str:
         """Its URL, reached by that port."""
@@ -133,7 +120,7 @@ class RedisBroker:
         self.lives = lives
         self.port = server.port
         self._lists = lists
-        self._client = client_of(server)
+        self.client = client_of(server)
         self._watch = Watch(server.port, lists)
         self.taken = self._watch.taken
         self._watch.start()
@@ -145,37 +132,48 @@ class RedisBroker:
         return bool(self.taken)
 
     def is_taken(self) -> bool:
-        return not self._client.exists(*self._lists)
+        return not self.client.exists(*self._lists)
 
     def finish(self) -> None:
         self._watch.stop()
 
     def close(self) -> None:
         self._watch.stop()
-        self._client.close()
+        self.client.close()
 
     def check(self) -> None:
         self._watch.check()
 
     def is_empty(self, queue: str) -> bool:
-        return not self._client.exists(queue)
+        return not self.client.exists(queue)
 
     def left(self, queue: str) -> tuple[list[str], list[str]]:
-        ready = [json.loads(body)["headers"]["id"] for body in self._client.lrange(queue, 0, -1)]
-        held = [json.loads(body)[0]["headers"]["id"] for body in self._client.hvals("unacked")]
+        ready = [json.loads(body)["headers"]["id"] for body in self.client.lrange(queue, 0, -1)]
+        held = [json.loads(body)[0]["headers"]["id"] for body in self.client.hvals("unacked")]
         return ready, held
 
 
 class RabbitBroker:
-    """A RabbitMQ. What comes is left there to the end, since a taking that fails would look like a second coming; so it
-    is not known when each came.
+    """A RabbitMQ. What comes is left there to the end, since a taking that fails would look like a second coming; when
+    it was published is written on it.
+
+    The last of *queues* is a quorum queue, which an operator has declared; Celery finds it as it is. (Workers that knew
+    would declare 56 queues and exchanges of native delayed delivery at each of their many starts.)
     """
 
-    def __init__(self, port: int, lives: Lives, queues: Sequence[str]) -> None:
+    def __init__(self, server: RabbitServer, lives: Lives, queues: Sequence[str]) -> None:
         self.lives = lives
-        self.port = port
-        self.taken: dict[str, list[float]] = {}
+        self.client = None
+        self.port = server.port
+        self.taken: dict[str, list[Copy]] = {}
         self._queues = queues
+        quorum = queues[-1]
+        with self._connect() as connection:
+            channel = connection.channel()
+            channel.exchange_declare(quorum, "direct", durable=True, auto_delete=False)
+            channel.queue_declare(quorum, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+            channel.queue_bind(quorum, quorum, quorum)
+        server.await_written(quorum)
 
     def url(self, port: int) -> str:
         return f"amqp://guest:guest@127.0.0.1:{port}//"
@@ -202,18 +200,19 @@ class RabbitBroker:
     def is_taken(self) -> bool:
         return True
 
-    def _take(self, queue: str) -> list[str]:
-        ids = []
+    def _take(self, queue: str) -> list[dict[str, Any]]:
+        """The headers of all that is ready."""
+        found = []
         with self._connect() as connection:
             channel = connection.channel()
             while (message := channel.basic_get(queue, no_ack=True)) is not None:
-                ids.append(message.headers["id"])
-        return ids
+                found.append(message.headers)
+        return found
 
     def finish(self) -> None:
         for queue in self._queues:
-            for task_id in self._take(queue):
-                self.taken.setdefault(task_id, []).append(float("inf"))
+            for headers in self._take(queue):
+                self.taken.setdefault(headers["id"], []).append(copy_of(headers, float("inf")))
 
     def close(self) -> None:
         """Nothing goes on."""
@@ -222,4 +221,4 @@ class RabbitBroker:
         """Nothing happens in the background."""
 
     def left(self, queue: str) -> tuple[list[str], list[str]]:
-        return self._take(queue), []
+        return [headers["id"] for headers in self._take(queue)], []

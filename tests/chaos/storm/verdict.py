@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from .records import Attempt
+from .records import Attempt, Copy
 
 #: A task is early if it was taken longer (s) than this before its time: the wall clock, by which Redis counts, may be
 #: slewed against the monotonic one, by which we measure.
 SLEW = 0.02
+
+#: An outage of Redis counts as begun so many seconds before, and as over so many after it.
+MARGIN = 3.0
+
+#: Why a relay may publish a task once more.
+DIED = "its dispatcher died between publish and ack"
+BROKER_LOST = "the broker was lost before it had confirmed"
+LATE = "its dispatcher acked after the lease, and said so"
 
 
 @dataclass
@@ -22,10 +31,10 @@ class Verdict:
         exceptions: what was raised, and how often.
         batches: calls that stored several at once.
         watched: tasks that were taken from the queues that nobody consumes.
-        lost, doubled, early, alien, torn: the ids of violations; torn: batches of which only a part was stored.
+        lost, doubled, early, alien, torn: the ids of violations; doubled: in relay mode, what nothing excuses; torn:
+            batches of which only a part was stored.
         resent: ids that were stored once more by a put that outlasted their waiting, as documented.
-        republished: ids that were published more than once by a relay, as documented; and of these in calm: those that
-            fell due when nothing died any more.
+        republished: ids that were published more than once by a relay, as documented, by the first cause.
         stored_unacked: how many were handed over though nobody was told that they were stored.
         lateness: of each watched task whose put was acknowledged: seconds from its due time until it was taken.
         late_outside: the same of those that fell due while Redis answered.
@@ -43,8 +52,7 @@ class Verdict:
     alien: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     resent: list[str] = field(default_factory=list)
-    republished: list[str] = field(default_factory=list)
-    in_calm: list[str] = field(default_factory=list)
+    republished: dict[str, list[str]] = field(default_factory=lambda: {DIED: [], BROKER_LOST: [], LATE: []})
     stored_unacked: int = 0
     lateness: list[float] = field(default_factory=list)
     late_outside: list[float] = field(default_factory=list)
@@ -61,24 +69,52 @@ class Verdict:
         return not self.violations and not self.faults
 
 
+@dataclass(frozen=True)
+class Excuses:
+    """What may have made a relay publish a task once more. Times are s, monotonic, from and to.
+
+    Attributes:
+        deaths: who (see :attr:`Copy.by`) -> when he died.
+        broker: when the broker, or the network to it, was in trouble.
+        told: participant -> of how many tasks it said itself that it came too late to ack them.
+    """
+
+    deaths: Mapping[str, tuple[float, float]]
+    broker: Sequence[tuple[float, float]]
+    told: Mapping[str, int]
+
+    def why(self, first: Copy, second: Copy) -> str:
+        """Why *second* may have followed *first*: what came between them, or else whoever published the first was too
+        late, as he must have said himself.
+        """
+
+        def came_between(trouble: tuple[float, float]) -> bool:
+            return trouble[0] <= second.at and trouble[1] >= first.at
+
+        if first.by in self.deaths and came_between(self.deaths[first.by]):
+            return DIED
+        return BROKER_LOST if any(map(came_between, self.broker)) else LATE
+
+
 def judge(
     attempts: Mapping[str, Attempt],
-    taken: Mapping[str, Sequence[float]],
+    taken: Mapping[str, Sequence[Copy]],
     consumed: str,
     outages: Sequence[tuple[float, float]],
     *,
-    relayed_until: float | None = None,
+    excuses: Excuses | None = None,
+    ran: Mapping[str, Sequence[Copy]] | None = None,
 ) -> Verdict:
     """Compare what was asked for with what was handed over.
 
     Args:
         attempts: by id.
-        taken: id -> when its messages were taken from the queues that nobody consumes (s, monotonic; infinity where
-            that is not known).
+        taken: id -> its messages, as they were found in the queues that nobody consumes.
         consumed: the queue that workers consume; its tasks are not in *taken*.
         outages: when Redis did not answer (s, monotonic; from and to).
-        relayed_until: None in direct mode, which hands over once; in relay mode, which hands over at least once, since
-            when nothing died any more (s, monotonic).
+        excuses: None in direct mode, which hands over once; in relay mode, which hands over at least once, what may
+            have been the cause.
+        ran: in relay mode, id -> the different messages of the consumed queue that were run.
     """
     verdict = Verdict(watched=sum(map(len, taken.values())))
     batches: dict[tuple[str, int], set[bool]] = defaultdict(set)
@@ -92,15 +128,20 @@ def judge(
             verdict.exceptions[attempt.outcome] += 1
         if attempt.queue == consumed:
             continue
-        times = taken.get(task_id, ())
+        copies = sorted(taken.get(task_id, ()))
         if attempt.batch:
-            batches[task_id.rpartition(".")[0], attempt.batch].add(bool(times))
-        if times:
-            _judge_handed_over(verdict, task_id, attempt, times, relayed_until)
-            if attempt.is_acked:
-                _measure(verdict, attempt, times[0], outages)
+            batches[task_id.rpartition(".")[0], attempt.batch].add(bool(copies))
+        if copies:
+            if not attempt.is_acked:
+                verdict.stored_unacked += 1
+            else:
+                _measure(verdict, attempt, copies[0].at, outages)
+            if copies[0].at < attempt.begun + attempt.countdown - SLEW:
+                verdict.early.append(task_id)
         elif attempt.is_acked:
             verdict.lost.append(task_id)
+    for found in (taken, ran or {}):
+        _judge_copies(verdict, attempts, found, excuses)
     verdict.batches = len(batches)
     verdict.torn = [f"{name}: batch {number}" for (name, number), stored in batches.items() if len(stored) > 1]
     verdict.alien = [task_id for task_id in taken if task_id not in attempts or attempts[task_id].queue == consumed]
@@ -110,31 +151,38 @@ def judge(
     return verdict
 
 
-def _judge_handed_over(
-    verdict: Verdict, task_id: str, attempt: Attempt, times: Sequence[float], relayed_until: float | None
+def _judge_copies(
+    verdict: Verdict,
+    attempts: Mapping[str, Attempt],
+    found: Mapping[str, Sequence[Copy]],
+    excuses: Excuses | None,
 ) -> None:
-    if not attempt.is_acked:
-        verdict.stored_unacked += 1
-    if len(times) > 1:
-        if attempt.outlasted:
+    """What came more than once."""
+    late: dict[str, list[str]] = defaultdict(list)  # participant -> ids
+    for task_id, copies in found.items():
+        if len(copies) == 1 or task_id not in attempts:
+            continue
+        if attempts[task_id].outlasted:
             verdict.resent.append(task_id)
-        elif relayed_until is None:
+        elif excuses is None:
             verdict.doubled.append(task_id)
         else:
-            verdict.republished.append(task_id)
-            if attempt.begun + attempt.countdown >= relayed_until:
-                verdict.in_calm.append(task_id)
-    if times[0] < attempt.begun + attempt.countdown - SLEW:
-        verdict.early.append(task_id)
+            pairs = list(pairwise(sorted(copies)))
+            causes = [excuses.why(first, second) for first, second in pairs]
+            verdict.republished[causes[0]].append(task_id)
+            for (first, _), cause in zip(pairs, causes, strict=True):
+                if cause == LATE:
+                    late[first.participant].append(task_id)
+    for participant, ids in late.items():
+        if excuses is not None and len(ids) > excuses.told.get(participant, 0):
+            verdict.doubled += dict.fromkeys(ids)
 
 
 def _measure(verdict: Verdict, attempt: Attempt, at: float, outages: Sequence[tuple[float, float]]) -> None:
-    if at == float("inf"):
-        return
     due = attempt.ended + attempt.countdown  # at the latest
     late = max(at - due, 0.0)
     verdict.lateness.append(late)
-    if not any(begin <= due <= end for begin, end in outages):
+    if not any(begin - MARGIN <= due <= end + MARGIN for begin, end in outages):
         verdict.late_outside.append(late)
 
 
@@ -145,6 +193,7 @@ class After:
     Attributes:
         moved: handed over, by the store's own count.
         once, again: ids that ran once, or more often.
+        copies: ids that ran more often, as different messages, which a relay had published; no doing of stock Kombu's.
         unacked: ids that did not run, and wait in Kombu's ``unacked`` for the visibility timeout.
         ready: ids that did not run, and are on a ready list.
         gone: neither of these: lost after the hand-over.
@@ -153,9 +202,10 @@ class After:
     moved: int
     once: int
     again: int
+    copies: int
     unacked: int
     ready: int
 
     @property
     def gone(self) -> int:
-        return self.moved - self.once - self.again - self.unacked - self.ready
+        return self.moved - self.once - self.again - self.copies - self.unacked - self.ready
