@@ -108,6 +108,8 @@ TWICE = [Copy(110.1, "d.1"), Copy(116.0, "w.2")]
         ([Copy(130.0, "w.2"), Copy(130.5, "d.2")], None),
         ([Copy(119.0, "w.2"), Copy(122.0, "w.2")], BROKER_LOST),
         ([Copy(130.0, "e.1"), Copy(136.0, "w.2")], LATE),
+        ([Copy(130.0, "w.2"), Copy(136.0, "e.1")], LATE),
+        ([Copy(130.0, "w.2"), Copy(136.0, "e.1"), Copy(140.0, "e.1")], None),  # it has told of one
         ([*TWICE, Copy(122.0, "w.2")], DIED),
         ([*TWICE, Copy(130.0, "w.2")], DIED),
         ([*TWICE, Copy(119.0, "w.2"), Copy(119.5, "w.2")], None),  # the last one for no reason

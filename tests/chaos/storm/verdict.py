@@ -158,7 +158,7 @@ def _judge_copies(
     excuses: Excuses | None,
 ) -> None:
     """What came more than once."""
-    late: dict[str, list[str]] = defaultdict(list)  # participant -> ids
+    late, told = [], Counter(excuses.told if excuses else {})
     for task_id, copies in found.items():
         if len(copies) == 1 or task_id not in attempts:
             continue
@@ -170,12 +170,14 @@ def _judge_copies(
             pairs = list(pairwise(sorted(copies)))
             causes = [excuses.why(first, second) for first, second in pairs]
             verdict.republished[causes[0]].append(task_id)
-            for (first, _), cause in zip(pairs, causes, strict=True):
-                if cause == LATE:
-                    late[first.participant].append(task_id)
-    for participant, ids in late.items():
-        if excuses is not None and len(ids) > excuses.told.get(participant, 0):
-            verdict.doubled += dict.fromkeys(ids)
+            late += [(task_id, pair) for pair, cause in zip(pairs, causes, strict=True) if cause == LATE]
+    # Who was late is mostly who came first; or he was stopped with the message in his hands, and another was quicker.
+    for task_id, (first, second) in late:
+        who = first.participant if told[first.participant] else second.participant
+        if told[who]:
+            told[who] -= 1
+        elif task_id not in verdict.doubled:
+            verdict.doubled.append(task_id)
 
 
 def _measure(verdict: Verdict, attempt: Attempt, at: float, outages: Sequence[tuple[float, float]]) -> None:
