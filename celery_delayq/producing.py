@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
+from amqp.exceptions import FrameError, FrameSyntaxError
 from kombu import Queue
 from kombu.exceptions import KombuError
 from kombu.transport.virtual import Channel as VirtualChannel
@@ -30,9 +31,12 @@ PATIENCE = 10.0
 #: How long (s) confirmations are waited for after the last one that came, and when we are to stop.
 CONFIRM_PATIENCE, STOP_PATIENCE = 30.0, 0.7
 
-#: A message of more bytes is sent alone: a broker that finds it too large closes the channel, and what was sent with it
-#: would stay unconfirmed.
+#: A message of more bytes is sent alone, as is one of an earlier attempt: a broker that finds it too large, or wrong,
+#: closes the channel, and what was sent with it would stay unconfirmed.
 LARGE = 1024 * 1024
+
+#: With these RabbitMQ closes the whole connection over one message, as one whose headers exceed a frame (128 kB).
+UNREADABLE = (FrameError, FrameSyntaxError)
 
 CONFIRMED = Published(Fate.CONFIRMED)
 
@@ -131,6 +135,7 @@ class _Batch:
 
     Attributes:
         sent: the numbers of those that were sent and are not confirmed yet.
+        suspects: the numbers of those that may be why an earlier attempt has failed.
     """
 
     def __init__(self, jobs: Sequence[Reserved], *, keeps_properties: bool) -> None:
@@ -138,6 +143,7 @@ class _Batch:
         self.published = [Published(Fate.UNSENT)] * len(jobs)
         self.messages: dict[int, Outgoing] = {}
         self.sent: set[int] = set()
+        self.suspects = {number for number, job in enumerate(jobs) if job.attempts > 1}
         for number, job in enumerate(jobs):
             try:
                 self.messages[number] = outgoing(job.body, now, keeps_properties=keeps_properties)
@@ -355,18 +361,18 @@ class _ConfirmedWire:
         self._ids = {message.id: number for number, message in batch.messages.items()}
         try:
             for number, message in batch.unsettled():
-                large = len(message.body) > LARGE
-                if large or self._blocked:
+                alone = len(message.body) > LARGE or number in batch.suspects
+                if alone or self._blocked:
                     self._await(leases)
                 if not leases.may_send(number):
                     continue
                 self._send_one(batch, number, message)
-                if large:
+                if alone:
                     self._await(leases)
             self._await(leases)
-        except self.connection.channel_errors as error:
-            # RabbitMQ has closed the channel over one of them, and has said no more of any.
-            batch.refuse_all(batch.sent, f"the broker closed the channel: {_told(error)}")
+        except (*self.connection.channel_errors, *UNREADABLE) as error:
+            # RabbitMQ has closed the channel, or all, over one of them, and has said no more of any.
+            batch.refuse_all(batch.sent, f"the broker closed the connection: {_told(error)}")
             raise _Closed from error
         finally:
             self._batch = None

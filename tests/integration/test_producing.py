@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,15 +39,22 @@ class Kept:
 
 
 def reserved(
-    topic: str, count: int = 1, *, exchange: str = "", routing_key: str | None = None, body: str = "[[], {}, {}]"
+    topic: str,
+    count: int = 1,
+    *,
+    exchange: str = "",
+    routing_key: str | None = None,
+    body: str = "[[], {}, {}]",
+    own: str | None = None,
+    **more: Any,
 ) -> list[Reserved]:
-    """Jobs as a publish would have put them."""
+    """Jobs as a publish would have put them, with a header of their own and more properties."""
     key = topic if routing_key is None else routing_key
     jobs = []
     for _ in range(count):
         id = uuid4().hex
-        headers = {"id": id, "task": "add", "eta": None, "own": None}
-        properties = {"correlation_id": id, "delivery_mode": 2, DUE_PROPERTY: "2030-01-01T00:00:00+00:00"}
+        headers = {"id": id, "task": "add", "eta": None, "own": own}
+        properties = {"correlation_id": id, "delivery_mode": 2, DUE_PROPERTY: "2030-01-01T00:00:00+00:00", **more}
         raw = envelope(body, 3, "application/json", "utf-8", headers, properties, exchange, key)
         jobs.append(Reserved(topic, id.encode(), raw, 0, 0, 1, "t.1"))
     return jobs
@@ -194,6 +202,30 @@ class TestRabbit:
         large = reserved(name, 2, body=json.dumps("x" * 2_000_000))
         assert publish(publisher, [*reserved(name, 3), *large, *reserved(name, 3)]) == [OK] * 8
         assert len(drained(rabbit_url, name)) == 8
+
+    @pytest.mark.parametrize("wrong", [{"own": "x" * 140_000}, {"user_id": "somebody"}], ids=["connection", "channel"])
+    def test_a_message_that_the_broker_hangs_up_on(
+        self, rabbit_url: str, make_publisher: Callable[..., ProducerPublisher], name: str, wrong: dict[str, str]
+    ) -> None:
+        """RabbitMQ closes the connection or the channel over one, and does not say over which. So what is open is
+        refused; and at the next attempt each goes alone, and only that one is refused.
+        """
+        publisher = make_publisher(rabbit_url, [Queue(name)])
+        (bad,) = reserved(name, **wrong)
+        jobs = [*reserved(name, 3), bad, *reserved(name, 3)]
+        first = publish(publisher, jobs)
+        assert first[3].fate is Fate.REFUSED
+        again = [
+            job._replace(attempts=2) for job, one in zip(jobs, first, strict=True) if one.fate is not Fate.CONFIRMED
+        ]
+        while again:
+            done = publish(publisher, again)
+            refused = [job for job, one in zip(again, done, strict=True) if one.fate is Fate.REFUSED]
+            assert [job.id for job in refused] in ([], [bad.id])
+            again = [job for job, one in zip(again, done, strict=True) if one.fate is Fate.UNSENT]
+        found = Counter(message.headers["id"].encode() for message in drained(rabbit_url, name))
+        assert set(found) == {job.id for job in jobs} - {bad.id}
+        assert max(found.values()) <= 2
 
     def test_leases_that_are_lost(
         self, rabbit_url: str, make_publisher: Callable[..., ProducerPublisher], name: str

@@ -29,8 +29,8 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
         "--kills", type=int, default=300, help=f"kills, at least; in every {KILLS_OF_A_DECK} all kinds of faults come"
     )
     parser.add_argument("--seed", type=int, default=1, help="fixes the faults, their victims and their times")
-    parser.add_argument("--pace", type=float, default=500.0, help="tasks a second")
-    parser.add_argument("--every", type=float, default=0.6, help="seconds from one fault to the next, on average")
+    parser.add_argument("--pace", type=float, default=250.0, help="tasks a second")
+    parser.add_argument("--every", type=float, default=1.25, help="seconds from one fault to the next, on average")
     parser.add_argument(
         "--countdown", type=float, nargs=2, default=(12.0, 25.0), help="seconds that a task waits, from and to"
     )
