@@ -46,8 +46,10 @@ def test_a_short_storm_breaks_no_promise(tmp_path: Path, relay: str | None) -> N
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is not here")
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "tests.chaos.storm", "--report", str(report), "--seed", "20261122"]
-    command += ["--tasks", "500", "--kills", str(KILLS_OF_A_DECK), "--pace", "300", "--every", "0.45"]
-    command += ["--countdown", "3", "6", "--stock-patience", "3", *(["--relay", relay] if relay else [])]
+    command += ["--tasks", "500", "--kills", str(KILLS_OF_A_DECK), "--every", "0.45", "--countdown", "3", "6"]
+    command += ["--pace", "200", "--stock-patience", "3"]
+    if relay:  # which does not differ from pool to pool
+        command += ["--relay", relay, "--pools", "prefork", "threads"]
     storm = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said, _ = storm.communicate()

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from .cast import POOLS
 from .participants import faketime
 from .plan import KILLS_OF_A_DECK
 from .report import as_json, as_markdown
@@ -37,6 +38,7 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--relay", choices=["redis", "rabbitmq"], help="relay mode: the broker is another server; else direct mode"
     )
+    parser.add_argument("--pools", nargs="+", choices=POOLS, default=POOLS, help="of the workers, one each")
     parser.add_argument(
         "--stock-patience", type=float, default=60.0, help="seconds for the workers to run what is ready at the end"
     )
@@ -68,6 +70,7 @@ def main() -> int:
         tuple(options.countdown),
         options.relay,
         options.stock_patience,
+        tuple(options.pools),
     )
     good = False
     try:

@@ -21,6 +21,9 @@ RACKS = ("rack-1", "rack-2", "rack-3")
 #: The network to the broker, if that is another server. One for all, since a broker has one name.
 BROKER_RACK = "rack-broker"
 
+#: The pools that workers can have.
+POOLS = ("prefork", "threads", "gevent", "eventlet", "solo")
+
 #: An hour ahead, an hour behind.
 AHEAD, BEHIND = "+3600s", "-3600s"
 
@@ -46,6 +49,7 @@ def cast(
     seed: int,
     pace: float,
     countdown: Sequence[float],
+    pools: Sequence[str],
     *,
     with_clocks: bool,
 ) -> list[Role]:
@@ -55,6 +59,7 @@ def cast(
         conf_of: of ``app.conf``, what depends on the rack: the broker's URL, for one.
         pace: tasks a second of all producers together.
         countdown: seconds, from and to.
+        pools: of the workers, one each.
         with_clocks: some have a wrong clock; takes the library of ``faketime``.
     """
     racks = _around(RACKS)
@@ -102,7 +107,7 @@ def cast(
         return role(name, "tests.chaos.storm.dispatch", clock=clock)
 
     roles = [producer(name) for name in producers]
-    roles += [worker(f"worker-{pool}", pool) for pool in ("prefork", "threads", "gevent", "eventlet", "solo")]
+    roles += [worker(f"worker-{pool}", pool) for pool in pools]
     roles += [dispatcher(f"dispatcher-{number}") for number in (1, 2, 3)]
     if with_clocks:
         roles += [worker("worker-ahead", "threads", clock=AHEAD), dispatcher("dispatcher-behind", BEHIND)]

@@ -9,6 +9,7 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
+from .cast import POOLS
 from .run import Outcome
 
 #: So many of each violation are explained.
@@ -84,6 +85,7 @@ def command(outcome: Outcome) -> str:
         f"python -m tests.chaos.storm --tasks {wish.tasks} --kills {wish.kills} --seed {wish.seed} "
         f"--pace {wish.pace:g} --every {wish.every:g} --countdown {wish.countdown[0]:g} {wish.countdown[1]:g}"
         + (f" --relay {wish.relay}" if wish.relay else "")
+        + (f" --pools {' '.join(wish.pools)}" if wish.pools != POOLS else "")
     )
 
 

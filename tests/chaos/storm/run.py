@@ -19,7 +19,7 @@ from celery_delayq import embedded
 from celery_delayq.keys import Keys
 from tests.rabbit import RabbitServer
 
-from .cast import BROKER_RACK, CONSUMED, RACKS, WATCHED, cast, ledger_of, ready_lists
+from .cast import BROKER_RACK, CONSUMED, POOLS, RACKS, WATCHED, cast, ledger_of, ready_lists
 from .network import Network
 from .participants import Participant, faketime
 from .plan import BROKER, DECK, REDIS, RELAY, Fault, faults
@@ -55,6 +55,7 @@ class Wish:
         relay: "redis" or "rabbitmq": the broker is another server; None: tasks wait in the broker itself.
         stock_patience: seconds that stock Kombu gets to run what is ready. What it does not run by then is told, and is
             no fault of ours.
+        pools: of the workers.
     """
 
     tasks: int
@@ -65,6 +66,7 @@ class Wish:
     countdown: tuple[float, float]
     relay: str | None = None
     stock_patience: float = 60.0
+    pools: tuple[str, ...] = POOLS
 
 
 @dataclass
@@ -186,7 +188,8 @@ class Storm:
             broker_url = self._broker.url(self._network.port(BROKER_RACK))
             return {"broker_url": broker_url, "delayq_store_url": store_url, "delayq_lease": LEASE}
 
-        roles = cast(self._folder, conf_of, wish.seed, wish.pace, wish.countdown, with_clocks=self.outcome.with_clocks)
+        with_clocks = self.outcome.with_clocks
+        roles = cast(self._folder, conf_of, wish.seed, wish.pace, wish.countdown, wish.pools, with_clocks=with_clocks)
         self._participants = {role.name: Participant(role, self._folder) for role in roles}
         self._ledgers = [ledger_of(self._folder, role.name) for role in roles if role.group == "producer"]
         groups = {group: [r.name for r in roles if r.group == group] for group in ("producer", "worker", "dispatcher")}
