@@ -25,7 +25,7 @@ from .storm.network import Network
 from .storm.participants import faketime
 from .storm.plan import DECK, KILLS_OF_A_DECK, RELAY, faults
 from .storm.records import STAMP, Attempt, Copy, Watch, copy_of, read_attempts, read_runs
-from .storm.verdict import BROKER_LOST, DIED, LATE, Excuses, judge
+from .storm.verdict import BROKER_LOST, DIED, ENDED, LATE, Excuses, judge
 
 ONE_REDIS = True
 
@@ -109,6 +109,7 @@ TWICE = [Copy(110.1, "d.1"), Copy(116.0, "w.2")]
         ([Copy(130.0, "d.1"), Copy(136.0, "w.2")], None),  # d.1 had died before that, the broker was there again
         ([Copy(130.0, "w.2"), Copy(130.5, "d.2")], None),
         ([Copy(119.0, "w.2"), Copy(122.0, "w.2")], BROKER_LOST),
+        ([Copy(141.0, "d.2"), Copy(142.0, "w.2")], ENDED),
         ([Copy(130.0, "e.1"), Copy(136.0, "w.2")], LATE),
         ([Copy(130.0, "w.2"), Copy(136.0, "e.1")], LATE),
         ([Copy(130.0, "w.2"), Copy(136.0, "e.1"), Copy(140.0, "e.1")], None),  # it has told of one
@@ -121,7 +122,7 @@ def test_the_judge_sees_why_a_relay_published_again(copies: list[Copy], cause: s
     """A second copy has a cause that came between the two, or that its publisher has told; else it is a violation, in
     the queue that workers consume, too.
     """
-    excuses = Excuses({"d.1": (110.0, 115.0)}, [(120.0, 121.0)], {"e": 1})
+    excuses = Excuses({"d.1": (110.0, 115.0)}, {"d.2": (140.0, 141.5)}, [(120.0, 121.0)], {"e": 1})
     for queue in ("watched", "consumed"):
         found = {"taken": {"id": copies}, "ran": {}} if queue == "watched" else {"taken": {}, "ran": {"id": copies}}
         verdict = judge({"id": replace(SENT, queue=queue)}, **found, consumed="consumed", outages=[], excuses=excuses)

@@ -104,7 +104,7 @@ def cast(
         return role(name, "celery", *arguments, clock=clock, is_fresh=pool in ("gevent", "eventlet"))
 
     def dispatcher(name: str, clock: str = "") -> Role:
-        return role(name, "tests.chaos.storm.dispatch", clock=clock)
+        return role(name, "celery", "-A", "tests.chaos.storm.project", "delayq", "dispatch", clock=clock)
 
     roles = [producer(name) for name in producers]
     roles += [worker(f"worker-{pool}", pool) for pool in pools]

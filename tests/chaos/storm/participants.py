@@ -98,6 +98,7 @@ class Participant:
         deaths: incarnation -> when it was killed, or found to have ended (s, monotonic).
         dying: incarnation -> since when it may have been dead: just before it was killed, or when it was last seen to
             live.
+        dismissed: incarnation -> when it was told to end.
     """
 
     def __init__(self, role: Role, folder: Path) -> None:
@@ -105,6 +106,7 @@ class Participant:
         self.incarnation = 0
         self.deaths: dict[int, float] = {}
         self.dying: dict[int, float] = {}
+        self.dismissed: dict[int, float] = {}
         self._seen = 0.0
         self.log = folder / f"{role.name}.log"
         self._process: Process | None = None
@@ -172,6 +174,7 @@ class Participant:
 
     def dismiss(self) -> None:
         """SIGTERM: it may finish what it has begun."""
+        self.dismissed.setdefault(self.incarnation, time.monotonic())
         self._signal(signal.SIGTERM)
 
     def end(self, timeout: float) -> bool:
@@ -189,7 +192,8 @@ class Participant:
         seen, self._seen = self._seen, time.monotonic()
         if self._process is None or self._process.poll() is None:
             return False
-        self.dying[self.incarnation] = seen
+        if self.incarnation not in self.dismissed:
+            self.dying[self.incarnation] = seen
         self.kill()  # its children
         return True
 

@@ -55,6 +55,8 @@ DECK = (
     Card("kill worker", 6, "worker", 0.0, 0.5),
     Card("kill dispatcher", 4, "dispatcher", 0.0, 0.5),
     Card("kill redis", 1, REDIS, 0.05, 1.0),
+    Card("end worker", 1, "worker", 0.0, 0.0),
+    Card("end dispatcher", 1, "dispatcher", 0.0, 0.0),
     Card("stop producer", 1, "producer", 0.3, 3.0),
     Card("stop worker", 2, "worker", 0.3, 4.0),
     Card("stop dispatcher", 2, "dispatcher", 0.3, 4.0),

@@ -247,6 +247,8 @@ class Storm:
         if victim is not None and fault.is_kill:
             victim.kill()
             self._later(fault.seconds, victim.start)
+        elif participant is not None and kind.startswith("end"):
+            participant.dismiss()  # who follows is started when it has ended
         elif participant is not None:
             incarnation = participant.stop()
             self._later(fault.seconds, lambda: participant.resume(incarnation))
@@ -293,10 +295,13 @@ class Storm:
         for participant in self._participants.values():
             if participant.has_ended():
                 name, group = participant.role.name, participant.role.group
-                self._note(f"{name} ended by itself")
-                words = f"{name} ended by itself:\n{participant.last_words(200)}"
-                # A worker that gives up when its broker goes away is stock Celery's.
-                (self.outcome.ended if group == "worker" else self.outcome.verdict.faults).append(words)
+                if participant.incarnation in participant.dismissed:
+                    self._note(f"{name} has ended")
+                else:
+                    self._note(f"{name} ended by itself")
+                    words = f"{name} ended by itself:\n{participant.last_words(200)}"
+                    # A worker that gives up when its broker goes away is stock Celery's.
+                    (self.outcome.ended if group == "worker" else self.outcome.verdict.faults).append(words)
                 participant.start()
 
     # And after it
@@ -388,12 +393,13 @@ class Storm:
 
     def _excuses(self) -> Excuses:
         everybody = self._participants.values()
+
+        def until_death(one: Participant, begins: Mapping[int, float]) -> dict[str, tuple[float, float]]:
+            return {f"{one.role.name}.{number}": (begin, one.deaths[number]) for number, begin in begins.items()}
+
         return Excuses(
-            {
-                f"{one.role.name}.{incarnation}": (since, one.deaths[incarnation])
-                for one in everybody
-                for incarnation, since in one.dying.items()
-            },
+            {by: times for one in everybody for by, times in until_death(one, one.dying).items()},
+            {by: times for one in everybody for by, times in until_death(one, one.dismissed).items()},
             [*self._broker_troubles, *self._servers[BROKER].outages],
             {one.role.name: sum(map(int, LATE_ACKS.findall(one.said()))) for one in everybody},
         )

@@ -18,8 +18,10 @@ MARGIN = 3.0
 
 #: Why a relay may publish a task once more.
 DIED = "its dispatcher died between publish and ack"
+ENDED = "its dispatcher was told to end, and did not wait longer for the broker"
 BROKER_LOST = "the broker was lost before it had confirmed"
 LATE = "its dispatcher acked after the lease, and said so"
+CAUSES = (DIED, BROKER_LOST, ENDED, LATE)
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Verdict:
     alien: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     resent: list[str] = field(default_factory=list)
-    republished: dict[str, list[str]] = field(default_factory=lambda: {DIED: [], BROKER_LOST: [], LATE: []})
+    republished: dict[str, list[str]] = field(default_factory=lambda: {cause: [] for cause in CAUSES})
     stored_unacked: int = 0
     lateness: list[float] = field(default_factory=list)
     late_outside: list[float] = field(default_factory=list)
@@ -75,11 +77,13 @@ class Excuses:
 
     Attributes:
         deaths: who (see :attr:`Copy.by`) -> when he died.
+        ends: who -> from when he was told to end until he had ended.
         broker: when the broker, or the network to it, was in trouble.
         told: participant -> of how many tasks it said itself that it came too late to ack them.
     """
 
     deaths: Mapping[str, tuple[float, float]]
+    ends: Mapping[str, tuple[float, float]]
     broker: Sequence[tuple[float, float]]
     told: Mapping[str, int]
 
@@ -91,9 +95,8 @@ class Excuses:
         def came_between(trouble: tuple[float, float]) -> bool:
             return trouble[0] <= second.at and trouble[1] >= first.at
 
-        if first.by in self.deaths and came_between(self.deaths[first.by]):
-            return DIED
-        return BROKER_LOST if any(map(came_between, self.broker)) else LATE
+        troubles = {DIED: [self.deaths.get(first.by)], BROKER_LOST: self.broker, ENDED: [self.ends.get(first.by)]}
+        return next((cause for cause, times in troubles.items() if any(t and came_between(t) for t in times)), LATE)
 
 
 def judge(
