@@ -29,6 +29,9 @@ class Direct:
         self._position = position
         self._ceilings = ceilings or {}
 
+    #: A script call takes milliseconds, and if it is not waited for it is done all the same.
+    end_patience = 1.0
+
     def begin(self, store: Store) -> None:
         """Nothing is left over from the connection before: a script ran, or it did not."""
 

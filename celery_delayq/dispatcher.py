@@ -101,7 +101,12 @@ class Pass:
 class HandOver(Protocol):
     """How due jobs get to those who run them: :class:`~celery_delayq.direct.Direct` or
     :class:`~celery_delayq.relay.Relay`.
+
+    Attributes:
+        end_patience: how long (s) a dispatcher that is to stop waits for what is under way.
     """
+
+    end_patience: float
 
     def begin(self, store: Store) -> None:
         """The store is connected, perhaps anew: finish what the connection before has left."""
@@ -175,11 +180,13 @@ class Dispatcher:
         self._thread = threading.Thread(target=self.run, name="delayq-dispatcher", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float = 1.0) -> None:
-        """End after the script call that is under way; wait *timeout* seconds at most for that."""
+    def stop(self, timeout: float | None = None) -> None:
+        """End after what is under way, a script call or the confirmations of a broker; wait *timeout* seconds at most
+        for that. By default as long as suits the way of handing over.
+        """
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(timeout)
+            self._thread.join(self._way.end_patience if timeout is None else timeout)
             self._thread = None
 
     @property

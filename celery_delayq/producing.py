@@ -18,7 +18,7 @@ from . import broker
 from .errors import shortened
 from .job import Reserved
 from .message import Outgoing, outgoing
-from .relay import BrokerAway, Fate, Published, Tended
+from .relay import END_PATIENCE, BrokerAway, Fate, Published, Tended
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10.0
 
 #: How long (s) confirmations are waited for after the last one that came, and when we are to stop.
-CONFIRM_PATIENCE, STOP_PATIENCE = 30.0, 0.7
+CONFIRM_PATIENCE, STOP_PATIENCE = 30.0, END_PATIENCE - 1
 
 #: A message of more bytes is sent alone, as is one of an earlier attempt: a broker that finds it too large, or wrong,
 #: closes the channel, and what was sent with it would stay unconfirmed.

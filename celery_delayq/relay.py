@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 #: as many second copies; a shorter and full one doubles it. The first is small.
 SLOW, QUICK, FIRST_BATCH = 0.5, 0.1, 100
 
+#: How long (s) the end of a process may take for the broker to confirm what was sent, and for the ack: what is not acked
+#: by then is handed over again.
+END_PATIENCE = 6.0
+
 #: Pauses (s) while the broker is away: the first, and the longest.
 PAUSE_FIRST, PAUSE_LAST = 0.1, 2.0
 
@@ -109,6 +113,8 @@ class Relay:
         self._away_until = 0.0  # s, monotonic
         self._pause = 0.0
         self._trouble: str | None = None
+
+    end_patience = END_PATIENCE
 
     def begin(self, store: Store) -> None:
         """Ack what was published when the store went away: before its lease is over, it is doubled by nobody."""

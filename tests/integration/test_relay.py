@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,10 +17,11 @@ from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.embedded import RedisServer
 from celery_delayq.job import Put, Reserved, Tell, Upcoming
 from celery_delayq.keys import Keys
+from celery_delayq.producing import STOP_PATIENCE
 from celery_delayq.relay import BrokerAway, Fate, Published, Relay, Tended
 from celery_delayq.store import Store
 
-from .worker import wait_for
+from .worker import PATIENCE, wait_for
 
 #: A due time (us) that will not come here: in the year 2112.
 FAR = 2**52
@@ -257,6 +259,38 @@ def test_a_stop_in_the_midst(store: Store, broker: Broker) -> None:
     done = Relay(broker).hand_over(store, Upcoming(1, "q", None), lambda: next(goes_on))
     assert done.moved == 1
     assert [job.id for job in store.page("q").jobs] == [b"b", b"c"]
+
+
+def test_a_stop_waits_for_the_broker(server: RedisServer, store: Store, broker: Broker) -> None:
+    """A dispatcher that is told to stop in the midst of a batch acks what the broker takes: else it came twice."""
+    clients = []
+
+    def connect() -> Store:
+        clients.append(server.client())
+        return Store(clients[-1], Keys("delayq"), leases=True)
+
+    begun = threading.Event()
+
+    def slowly(leases: Tended) -> None:
+        begun.set()
+        while leases.tend():
+            time.sleep(0.01)
+        time.sleep(1.2)
+
+    broker.answer = lambda _number, _job: slowly(leases[0]) or OK
+    leases: list[Tended] = []
+    broker.during = leases.append
+    put(store, "a")
+    made = Relay(broker)
+    assert made.end_patience > STOP_PATIENCE
+    made.end_patience = PATIENCE
+    dispatcher = Dispatcher(connect, made)
+    dispatcher.start()
+    assert begun.wait(PATIENCE)
+    dispatcher.stop()
+    assert broker.sent == ["a"]
+    assert dispatcher.counts.moved == 1
+    assert store.leased() == set()
 
 
 def test_batches_adapt(store: Store, broker: Broker) -> None:
