@@ -22,15 +22,15 @@ class Direct:
         ceilings: topic -> how many ready messages it may have; nothing is moved beyond.
     """
 
+    #: A script call takes milliseconds, and if it is not waited for it is done all the same.
+    end_patience = 1.0
+
     def __init__(
         self, *, batch_size: int = 1000, position: str = "back", ceilings: Mapping[str, int] | None = None
     ) -> None:
         self._batch_size = self._batch_limit = batch_size
         self._position = position
         self._ceilings = ceilings or {}
-
-    #: A script call takes milliseconds, and if it is not waited for it is done all the same.
-    end_patience = 1.0
 
     def begin(self, store: Store) -> None:
         """Nothing is left over from the connection before: a script ran, or it did not."""

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: as many second copies; a shorter and full one doubles it. The first is small.
 SLOW, QUICK, FIRST_BATCH = 0.5, 0.1, 100
 
-#: How long (s) the end of a process may take for the broker to confirm what was sent, and for the ack: what is not acked
+#: How long (s) the end of a process may take for the broker to confirm what was sent, and for the ack. What is not acked
 #: by then is handed over again.
 END_PATIENCE = 6.0
 
@@ -101,6 +101,8 @@ class Relay:
         batch_size: jobs that are reserved at once at most.
     """
 
+    end_patience = END_PATIENCE
+
     def __init__(
         self, publisher: Publisher, *, lease: float = 60.0, max_attempts: int = 16, batch_size: int = 1000
     ) -> None:
@@ -113,8 +115,6 @@ class Relay:
         self._away_until = 0.0  # s, monotonic
         self._pause = 0.0
         self._trouble: str | None = None
-
-    end_patience = END_PATIENCE
 
     def begin(self, store: Store) -> None:
         """Ack what was published when the store went away: before its lease is over, it is doubled by nobody."""
