@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: as many second copies; a shorter and full one doubles it. The first is small.
 SLOW, QUICK, FIRST_BATCH = 0.5, 0.1, 100
 
-#: How long (s) the end of a process may take for the broker to confirm what was sent, and for the ack. What is not acked
+#: How long (s) the end of a process may take for the broker to confirm what was sent, and for its ack: what has none
 #: by then is handed over again.
 END_PATIENCE = 6.0
 
