@@ -395,7 +395,10 @@ class Storm:
         everybody = self._participants.values()
 
         def until_death(one: Participant, begins: Mapping[int, float]) -> dict[str, tuple[float, float]]:
-            return {f"{one.role.name}.{number}": (begin, one.deaths[number]) for number, begin in begins.items()}
+            return {
+                f"{one.role.name}.{number}": (begin, one.deaths.get(number, float("inf")))
+                for number, begin in begins.items()
+            }
 
         return Excuses(
             {by: times for one in everybody for by, times in until_death(one, one.dying).items()},
