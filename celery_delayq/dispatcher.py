@@ -175,9 +175,13 @@ class Dispatcher:
         self._thread = threading.Thread(target=self.run, name="delayq-dispatcher", daemon=True)
         self._thread.start()
 
+    def begin_stop(self) -> None:
+        """End after the script call that is under way; returns at once."""
+        self._stopping.set()
+
     def stop(self, timeout: float = 1.0) -> None:
         """End after the script call that is under way; wait *timeout* seconds at most for that."""
-        self._stopping.set()
+        self.begin_stop()
         if self._thread is not None:
             self._thread.join(timeout)
             self._thread = None

@@ -62,8 +62,8 @@ def _walk(
         for some in _portions(page.jobs):
             told = [(job, body) for job in some if (body := _told(job)) is not None]
             unreadable += len(some) - len(told)
-            with delayq._store() as store:
-                given = store.drain(queue, delivery, told)
+            with delayq._store() as store:  # the broker's own, which has one shard
+                given = store.parts[0].drain(queue, delivery, told)
             done.count += sum(given)
             agreed = agreed and all(given)
             if progress is not None:

@@ -52,7 +52,7 @@ def _reachable(patient: Patient) -> Iterable[Finding]:
     except ImproperlyConfigured as error:
         yield broken(*str(error).split(": ", 1))
     else:
-        yield ok(broker.url_of(patient.home.template))
+        yield ok(patient.home.url)
 
 
 def _broker(patient: Patient) -> Iterable[Finding]:
@@ -97,7 +97,7 @@ CHECKS: tuple[Check, ...] = (
     Check("versions", lambda it: fleet.versions(__version__, it.answers, it.queues)),
     Check("overdue", lambda it: waiting.overdue(it.loads, it.now_us, it.settings.ready_limit or {})),
     Check("paused", lambda it: waiting.paused(it.loads)),
-    Check("orphans", lambda it: waiting.orphans(it.loads, it.sizes, it.store.keys.totals)),
+    Check("orphans", lambda it: waiting.orphans(it.loads, it.sizes, it.first.keys.totals)),
     Check("leases", lambda it: waiting.leases(it.loads, it.expiries, it.now_us)),
     Check("queues", lambda it: fleet.queues(it.loads, it.queues, it.task_queues, it.remote_control)),
     Check("visibility", lambda it: fleet.visibility(it.visibility_timeout, it.active, it.late_limits, it.now)),
