@@ -179,7 +179,8 @@ class DelayQ(Control, DeadLetters):
     ) -> list[AsyncResult | GroupResult]:
         """Run many tasks, each at a time of its own: what :meth:`apply_at` does with each, but much faster.
 
-        They are stored in batches, each in one call to Redis, all of it or nothing. Celery's signals are sent as ever,
+        They are stored in batches, each in one call to Redis, all of it or nothing (with ``delayq_shards``: in a call
+        for each shard, and all or nothing in each). Celery's signals are sent as ever,
         ``after_task_publish`` when the batch is stored. Between batches a program may die or an error be raised; then
         the batches before are stored, and no later one. Whoever wants to repeat the call after that gives the
         signatures ids of their own (``task_id``) and ``on_conflict="keep"``: then only what is missing is stored.

@@ -1,9 +1,9 @@
 """Redis Cluster, as far as the store needs it: for each slot a pool of connections to whichever node owns it.
 
 All keys of a shard are in one slot, so one node at a time serves the shard, and whoever uses the pool need not know
-that there are others. When the slot has gone elsewhere (moved, failed over, on its way), the connection ends with
-``redis.ConnectionError``, as if its server had died; and the next one finds the new owner. So nobody needs another way
-of retrying or reconnecting than he has.
+that there are others. When the slot has gone elsewhere, the connection goes there, too, and repeats what the old owner
+has refused. While nobody serves it (it is on its way, or its owner has died) there is ``redis.ConnectionError``, as if
+there were one server and that had died. So nobody needs another way of retrying or reconnecting than he has.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
 from redis.connection import Connection, ConnectionPool, SSLConnection, parse_url
 from redis.crc import key_slot
 from redis.exceptions import (
@@ -25,6 +26,7 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.retry import Retry
 
 from .errors import ImproperlyConfigured
 
@@ -45,7 +47,7 @@ ASKED_TIMEOUT = 1.0
 ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
 _CLASSES = (AskError, MovedError, TryAgainError, ClusterDownError, MasterDownError, ReadOnlyError)
 
-#: What a script says whose key has just gone to another node.
+#: What a script says that has emptied, and so removed, a key of a slot on its way. It may have done half of its work.
 _GONE_MEANWHILE = "non local key"
 
 #: Options of a URL, or of Kombu's transport, that connections take.
@@ -84,6 +86,10 @@ def is_cluster_url(url: str) -> bool:
 def slot_of(key: str) -> int:
     """The slot of a key."""
     return int(key_slot(key.encode()))
+
+
+class Elsewhere(redis.ConnectionError):
+    """The node does not serve the slot, or not now; nothing was done."""
 
 
 class Cluster:
@@ -153,7 +159,8 @@ class Cluster:
     def pool(self, slot: int) -> ConnectionPool:
         """A new pool of connections to whoever owns *slot*."""
         kind = SlotSSLConnection if self._tls else SlotConnection
-        return ConnectionPool(connection_class=kind, cluster=self, slot=slot, **self._options)
+        once_more = Retry(NoBackoff(), 1, supported_errors=(Elsewhere,))
+        return ConnectionPool(connection_class=kind, cluster=self, slot=slot, **self._options, retry=once_more)
 
     def owner(self, slot: int) -> Address:
         """The node that owns *slot*, as some node says now or has said a moment ago.
@@ -253,7 +260,8 @@ class _Owned:
             else:
                 self._cluster.forget(self._slot)
             self.disconnect()  # type: ignore[attr-defined]  # Connection's
-            raise redis.ConnectionError(
+            kind = redis.ConnectionError if _GONE_MEANWHILE in text else Elsewhere
+            raise kind(
                 f"{Address(self.host, self.port)} does not serve slot {self._slot} of the cluster now: {text}"
             ) from error
 

@@ -262,10 +262,12 @@ class Home:
         """
         opened = opener()
         try:
-            if claims and self.is_relayed:
+            claims = claims and self.is_relayed
+            if claims:
                 self.claim(opened.store_of)
             store = self._joined(opened.store_of)
-            self._check_served(store)
+            if not claims:
+                self._check_served(store)
         except BaseException:
             opened.close()
             raise
