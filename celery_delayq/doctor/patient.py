@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,21 @@ ASKED = ("save", "appendfsync", "stop-writes-on-bgsave-error", "min-replicas-to-
 
 #: Topics of which the rights are tried at most.
 TRIED = 10
+
+
+@dataclass(frozen=True)
+class Server:
+    """One Redis server.
+
+    Attributes:
+        name: where it is.
+        info: what it says of itself, by its own names.
+        config: some of its settings; None if it does not tell them, as managed ones do not.
+    """
+
+    name: str
+    info: Mapping[str, Any]
+    config: Mapping[str, str] | None
 
 
 class Patient:
@@ -77,22 +93,16 @@ class Patient:
         return self.store.parts[0]
 
     @cached_property
-    def info(self) -> Mapping[str, Any]:
-        """What Redis says of itself, by its own names."""
-        said: Mapping[str, Any] = self.first.client.info()
-        return said
-
-    @cached_property
-    def config(self) -> Mapping[str, str] | None:
-        """Some of Redis's settings; None if it does not tell them, as managed ones do not."""
-        client: Any = self.first.client
-        found: dict[str, str] = {}
-        try:
-            for name in ASKED:
-                found |= {_text(key): _text(value) for key, value in client.config_get(name).items()}
-        except (NoPermissionError, ResponseError):  # forbidden, or renamed away
-            return None
-        return found
+    def servers(self) -> Sequence[Server]:
+        """The servers of the shards, each once; that of the first shard comes first."""
+        found: dict[str, Server] = {}
+        for part in self.store.parts:
+            client: Any = part.client
+            info = client.info()
+            if info["run_id"] not in found:
+                name = f"{client.connection.host}:{client.connection.port}" if client.connection else "another server"
+                found[info["run_id"]] = Server(name, info, _config(client))
+        return list(found.values())
 
     @cached_property
     def user(self) -> str:
@@ -218,6 +228,16 @@ class Patient:
     def task_queues(self) -> set[str]:
         """The queues that ``task_queues`` names."""
         return set(self.app.amqp.queues) if self.app.conf.task_queues else set()
+
+
+def _config(client: Any) -> Mapping[str, str] | None:
+    found: dict[str, str] = {}
+    try:
+        for name in ASKED:
+            found |= {_text(key): _text(value) for key, value in client.config_get(name).items()}
+    except (NoPermissionError, ResponseError):  # forbidden, or renamed away
+        return None
+    return found
 
 
 def _listeners(part: Store) -> tuple[int, int]:

@@ -381,6 +381,22 @@ def test_the_doctor_looks_at_all_shards(
     assert "is paused: 1 task" in _of(app, "paused")
 
 
+def test_the_doctor_looks_at_each_server(make_sharded: Callable[..., Celery], cluster: Nodes) -> None:
+    """What is wrong with a node that is not the first shard's is told with its name; what is well is not repeated."""
+    app = make_sharded(cluster.url, 4)
+    first, other = (cluster.owner(slot) for slot in slots_of_shards(4)[:2])
+    cluster.tell(other, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        found = [(finding.check, finding.text) for finding in app.delayq.check_up()]
+    finally:
+        cluster.tell(other, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+    name = f"127.0.0.1:{cluster.servers[other].port}"
+    assert ("eviction", "noeviction") in found
+    assert any(text.startswith(f"{name}: maxmemory-policy is allkeys-lru") for _, text in found)
+    assert [check for check, _ in found].count("version") == 1
+    assert first != other
+
+
 def _of(app: Celery, check: str) -> str:
     return " ".join(finding.text for finding in app.delayq.doctor() if finding.check == check)
 
