@@ -159,8 +159,12 @@ class Cluster:
     def pool(self, slot: int) -> ConnectionPool:
         """A new pool of connections to whoever owns *slot*."""
         kind = SlotSSLConnection if self._tls else SlotConnection
-        once_more = Retry(NoBackoff(), 1, supported_errors=(Elsewhere,))
-        return ConnectionPool(connection_class=kind, cluster=self, slot=slot, **self._options, retry=once_more)
+        # Each version of redis-py reads one of the two.
+        once_more: dict[str, Any] = {
+            "retry": Retry(NoBackoff(), 1, supported_errors=(Elsewhere,)),
+            "retry_on_error": [Elsewhere],
+        }
+        return ConnectionPool(connection_class=kind, cluster=self, slot=slot, **self._options, **once_more)
 
     def owner(self, slot: int) -> Address:
         """The node that owns *slot*, as some node says now or has said a moment ago.

@@ -127,6 +127,7 @@ class Crew:
         if count > len(self._dispatchers):
             logger.info("delayq dispatchers: %d shards now, %d by then", count, len(self._dispatchers))
         while count > len(self._dispatchers):
+            # In this thread: what making one takes from the app was evaluated in the main thread, for the first.
             dispatcher = self._of_shard(len(self._dispatchers))
             with self._lock:
                 if not self._started:

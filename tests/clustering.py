@@ -10,6 +10,7 @@ import redis
 
 from celery_delayq.cluster import slot_of
 from celery_delayq.embedded import RedisServer, free_port
+from celery_delayq.scripts import PURPOSE
 
 from .replication import until
 
@@ -94,7 +95,7 @@ class Nodes:
     def tell(self, number: int, *words: str | int) -> Any:
         """Send a command to the node of that number; the reply as it is."""
         client = self._clients[number]
-        connection: Any = client.connection_pool.get_connection()
+        connection: Any = client.connection_pool.get_connection(*PURPOSE)
         try:
             connection.send_command(*words)
             return connection.read_response()
