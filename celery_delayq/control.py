@@ -275,7 +275,7 @@ class Control(Inspection):
         total, told, before = sum(spread.values()), 0, 0
         for (shard, queue), held in spread.items():
             place = (behind or {}).get((shard, queue))
-            for page in self._pages(queue, wanted, batch_size, shard=shard, behind=place, backwards=backwards):
+            for page in self._pages(queue, wanted, batch_size, shard, behind=place, backwards=backwards):
                 if page.jobs:
                     yield shard, page.jobs
                 told = max(told, before + held - page.left)  # more may come meanwhile; a bar does not go back

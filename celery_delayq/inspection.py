@@ -172,37 +172,40 @@ class Inspection:
 
     def _matching(self, wanted: Filter) -> Iterator[tuple[Waiting, ScheduledTask]]:
         """What *wanted* means, in due order over all queues."""
+        with self._store() as store:
+            shards = range(len(store.parts))
         queues = self._spread(wanted)
-        limit = max(WALK // max(len(queues), 1), 10)
-        walks = [self._walk(queue, wanted, limit) for queue in queues]
+        limit = max(WALK // max(len(queues) * len(shards), 1), 10)
+        walks = [self._walk(queue, wanted, limit, shard) for queue in queues for shard in shards]
         for _, job in heapq.merge(*walks):
             found = ScheduledTask.read(job)
             if wanted.matches(found):
                 yield job, found
 
-    def _walk(self, queue: str, wanted: Filter, limit: int) -> Iterator[tuple[tuple[int, bytes, str], Waiting]]:
-        for page in self._pages(queue, wanted, limit):
+    def _walk(
+        self, queue: str, wanted: Filter, limit: int, shard: int
+    ) -> Iterator[tuple[tuple[int, bytes, str, int], Waiting]]:
+        for page in self._pages(queue, wanted, limit, shard):
             for job in page.jobs:
-                yield (job.due_us, job.id, queue), job
+                yield (job.due_us, job.id, queue, shard), job
 
     def _pages(
         self,
         queue: str,
         wanted: Filter,
         limit: int,
+        shard: int,
         *,
-        shard: int | None = None,
         behind: Place | None = None,
         backwards: bool = False,
     ) -> Iterator[Page]:
-        """The jobs of one queue that *wanted* may mean, in one shard or in all, page by page; a page may be empty, and
-        others come.
+        """The jobs of one queue that *wanted* may mean, in one shard, page by page; a page may be empty, and others
+        come.
         """
         left = 1
         while left:
             with self._store() as store:  # for this page only: whoever walks may take his time, or never come back
-                part = store if shard is None else store.parts[shard]
-                page = part.page(
+                page = store.parts[shard].page(
                     queue,
                     start_us=wanted.start_us,
                     stop_us=wanted.stop_us,

@@ -282,32 +282,6 @@ class Sharded:
                 found[number] = found[number] or job
         return found
 
-    def page(
-        self,
-        topic: str,
-        *,
-        start_us: int | None = None,
-        stop_us: int | None = None,
-        behind: Place | None = None,
-        limit: int = 1000,
-        backwards: bool = False,
-        needles: Sequence[Needle] = (),
-    ) -> Page:
-        """Read waiting jobs, those of all shards in one order."""
-        pages = [
-            part.page(
-                topic,
-                start_us=start_us,
-                stop_us=stop_us,
-                behind=behind,
-                limit=self._share(limit),
-                backwards=backwards,
-                needles=needles,
-            )
-            for part in self.parts
-        ]
-        return _merged(pages, limit, backwards=backwards)
-
     def begin_page(
         self,
         topic: str,
@@ -318,7 +292,11 @@ class Sharded:
         limit: int = 1000,
         needles: Sequence[Needle] = (),
     ) -> Together[Page]:
-        """Like :meth:`page`, while the caller does something else."""
+        """Read waiting jobs, those of all shards in one order, while the caller does something else.
+
+        Who walks through many does better to walk through each of :attr:`parts`: of what the shards send here some is
+        sent again with the next page.
+        """
         return Together(
             [(part, ()) for part in self.parts],
             lambda part, _: part.begin_page(
@@ -457,19 +435,19 @@ def _name(id: str | bytes) -> bytes:
     return id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
 
 
-def _merged(pages: Sequence[AnyPage], limit: int, *, backwards: bool = False) -> AnyPage:
+def _merged(pages: Sequence[AnyPage], limit: int) -> AnyPage:
     """One page of those of all shards. It ends where the first of them ends behind which there is more: what others
     have found beyond that is read again with the next page.
     """
-    jobs = list(heapq.merge(*(page.jobs for page in pages), key=lambda job: job.place, reverse=backwards))
+    jobs = list(heapq.merge(*(page.jobs for page in pages), key=lambda job: job.place))
     ends = [page.end for page in pages if page.left and page.end is not None]
     if len(jobs) > limit:
         ends.append(jobs[limit - 1].place)
     if not ends:
         ends = [page.end for page in pages if page.end is not None]
         return replace(pages[0], jobs=tuple(jobs), left=0, end=max(ends, default=None))
-    end = max(ends) if backwards else min(ends)
-    kept = [job for job in jobs if (job.place >= end if backwards else job.place <= end)]
+    end = min(ends)
+    kept = [job for job in jobs if job.place <= end]
     left = sum(page.left for page in pages) + len(jobs) - len(kept)
     return replace(pages[0], jobs=tuple(kept), left=left, end=end)
 
