@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from .adoption import Adoption
 from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
+from .crew import Crew
 from .dead_letters import DeadLetters
 from .delivery import Delivery
 from .direct import Direct
@@ -37,6 +38,7 @@ from .producing import ProducerPublisher
 from .publishing import Publishing
 from .relay import Relay
 from .settings import Settings
+from .sharding import Sharded
 from .store import Store
 from .telling import Telling
 
@@ -177,7 +179,8 @@ class DelayQ(Control, DeadLetters):
     ) -> list[AsyncResult | GroupResult]:
         """Run many tasks, each at a time of its own: what :meth:`apply_at` does with each, but much faster.
 
-        They are stored in batches, each in one call to Redis, all of it or nothing. Celery's signals are sent as ever,
+        They are stored in batches, each in one call to Redis, all of it or nothing (with ``delayq_shards``: in a call
+        for each shard, and all or nothing in each). Celery's signals are sent as ever,
         ``after_task_publish`` when the batch is stored. Between batches a program may die or an error be raised; then
         the batches before are stored, and no later one. Whoever wants to repeat the call after that gives the
         signatures ids of their own (``task_id``) and ``on_conflict="keep"``: then only what is missing is stored.
@@ -267,10 +270,8 @@ class DelayQ(Control, DeadLetters):
             said = getattr(self.app._tasks.get(name) if isinstance(name, str) else name, "on_conflict", None)
         return said or OnConflict.ERROR.value
 
-    @contextmanager
-    def _store(self) -> Iterator[Store]:
-        with self.home.channel() as channel:
-            yield self.home.store_of(channel)
+    def _store(self) -> AbstractContextManager[Store | Sharded]:
+        return self.home.store()
 
     def _deliveries(self, queues: set[str]) -> dict[str, Delivery]:
         return self.home.deliveries(queues)
@@ -280,25 +281,37 @@ class DelayQ(Control, DeadLetters):
         """Whether delayed tasks of this app wait in a Redis that its workers reach."""
         return self.home.is_relayed or broker.goes_to_redis(self.app.connection_for_read())
 
-    def dispatcher(self, queues: Iterable[str] | None = None) -> Dispatcher:
-        """A new dispatcher for this app, not started; of these *queues* only, or of all."""
-        settings = self.settings
+    def dispatcher(self, queues: Iterable[str] | None = None) -> Dispatcher | Crew:
+        """A new dispatcher for this app, not started; of these *queues* only, or of all. Where tasks are relayed it
+        stands for one of each shard.
+        """
+        settings, home = self.settings, self.home
+        queues = None if queues is None else list(queues)
         # Here, in the main thread: a child that is forked at the wrong moment must not inherit a lock of the app's that
         # the dispatcher's thread holds.
-        connection = self.home.connection()
-        dispatcher = Dispatcher(
-            lambda: self.home.connect(connection.clone()),
-            self._hand_over(),
-            max_poll_interval=settings.max_poll_interval,
-            finish=self.finisher.begin,
-            observers=self.observers,
-            topics=queues,
-        )
+        opener = home.opener()
+
+        def of_shard(shard: int) -> Dispatcher:
+            return Dispatcher(
+                lambda: home.connect_to(opener, shard),
+                self._hand_over(),
+                max_poll_interval=settings.max_poll_interval,
+                finish=self.finisher.begin,
+                observers=self.observers,
+                topics=queues,
+            )
+
+        if home.is_relayed:
+            if settings.ready_limit:
+                logger.warning("delayq_ready_limit has no effect: how much is ready is not known with delayq_store_url")
+            dispatcher: Dispatcher | Crew = Crew(of_shard, settings.shards, lambda: home.connect(opener))
+        else:
+            dispatcher = of_shard(0)
         self.dispatchers.add(dispatcher)
         return dispatcher
 
     @cached_property
-    def dispatchers(self) -> WeakSet[Dispatcher]:
+    def dispatchers(self) -> WeakSet[Dispatcher | Crew]:
         """Those of this process, running or not."""
         return WeakSet()
 
@@ -313,8 +326,6 @@ class DelayQ(Control, DeadLetters):
             return Direct(
                 batch_size=settings.batch_size, position=settings.ready_position, ceilings=settings.ready_limit
             )
-        if settings.ready_limit:
-            logger.warning("delayq_ready_limit has no effect: how much is ready is not known with delayq_store_url")
         return Relay(
             ProducerPublisher(self.app),
             lease=settings.lease,
@@ -338,8 +349,8 @@ class DelayQ(Control, DeadLetters):
     @cached_property
     def finisher(self) -> Finisher:
         """Finishes in this process what lies aside; begun by its dispatchers."""
-        connection = self.home.connection()
-        return Finisher(lambda: self.home.connect(connection.clone()), self._teller.finish)
+        opener = self.home.opener()
+        return Finisher(lambda: self.home.connect(opener), self._teller.finish)
 
     @cached_property
     def _teller(self) -> Telling:
@@ -369,14 +380,14 @@ class DelayQ(Control, DeadLetters):
         with closing(patient):
             return examine(patient, checks)
 
-    def connect(self, timeout: float | None = None, *, claims: bool = True) -> Store:
+    def connect(self, timeout: float | None = None, *, claims: bool = True) -> Store | Sharded:
         """Open the store on new connections, as a dispatcher does. To be closed.
 
         Args:
             timeout: seconds that Redis may take for anything, whatever the transport options say.
             claims: if nobody has said yet which broker the store is for, it is for ours from now on.
         """
-        return self.home.connect(self.home.connection(timeout), claims=claims)
+        return self.home.connect(self.home.opener(timeout), claims=claims)
 
 
 def _is_adopter(said: object) -> bool:

@@ -12,6 +12,7 @@ from celery.worker.control import inspect_command
 from . import broker
 from .adoption import Adopting, Adoption
 from .clock import SECOND_US, from_us
+from .crew import Crew
 from .dispatcher import Dispatcher
 from .events import Dispatches
 from .version import __version__
@@ -40,8 +41,8 @@ class DispatcherStep(bootsteps.StartStopStep):
         # The settings are validated here in any case: a wrong one ends the start with its name, not the first publish.
         return bool(worker.app.delayq.settings.dispatch and self._wanted and worker.app.delayq.can_dispatch)
 
-    def create(self, worker: Any) -> Dispatcher:
-        dispatcher: Dispatcher = worker.app.delayq.dispatcher()
+    def create(self, worker: Any) -> Dispatcher | Crew:
+        dispatcher: Dispatcher | Crew = worker.app.delayq.dispatcher()
         worker.delayq_dispatcher = dispatcher
         self._dispatches = Dispatches(worker.app, worker.hostname, lambda: _sends_task_events(worker))
         worker.app.delayq.observers.add(self._dispatches)
@@ -102,7 +103,7 @@ class AdoptionStep(bootsteps.Step):
 
     def include_if(self, consumer: Any) -> bool:
         def dispatches() -> bool:
-            dispatcher: Dispatcher | None = getattr(consumer.controller, "delayq_dispatcher", None)
+            dispatcher: Dispatcher | Crew | None = getattr(consumer.controller, "delayq_dispatcher", None)
             return dispatcher is not None and dispatcher.running
 
         consumer.delayq_adoption = consumer.app.delayq.adoption(dispatches)
@@ -142,7 +143,7 @@ class CheckUpStep(bootsteps.Step):
 @inspect_command(name="delayq")  # type: ignore[untyped-decorator]  # Celery's
 def show(state: Any, **_: Any) -> dict[str, Any]:
     """Show what the dispatcher of delayed tasks does and has done, and how many of them the worker has adopted."""
-    dispatcher: Dispatcher | None = getattr(state.consumer.controller, "delayq_dispatcher", None)
+    dispatcher: Dispatcher | Crew | None = getattr(state.consumer.controller, "delayq_dispatcher", None)
     adoption: Adoption | None = getattr(state.consumer, "delayq_adoption", None)
     told = {
         "version": __version__,

@@ -7,7 +7,7 @@ ACL users, credential providers, sockets and database numbers need no settings o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,9 +30,12 @@ from .store import Store
 
 @dataclass
 class _Link:
-    """What we know of a channel: its store (making a Redis client costs more than a put), and its deliveries."""
+    """What we know of a channel: its store (making a Redis client costs more than a put), those of further shards, and
+    its deliveries.
+    """
 
     store: Store
+    shards: dict[int, Store] = field(default_factory=dict)
     deliveries: dict[str, Delivery] = field(default_factory=dict)
 
 
@@ -143,14 +146,11 @@ def put(
     prefix: str,
     jobs: Sequence[Put],
     on_conflict: OnConflict,
-    deliveries: dict[str, Delivery] | None = None,
     liveness: Liveness | None = None,
     replicas: int = 0,
 ) -> int:
-    """Store *jobs* in this channel's Redis; returns and raises what :meth:`~celery_delayq.store.Store.put` does.
-
-    Args:
-        deliveries: where the jobs of each topic go, if they are relayed; else the topics are this channel's queues.
+    """Store *jobs*, whose topics are queues of this channel, in its Redis; returns and raises what
+    :meth:`~celery_delayq.store.Store.put` does.
 
     "retried" always: their bytes hold a delivery tag that is given once, so whoever holds them is this publish, sent
     again by Kombu or by redis-py.
@@ -158,15 +158,14 @@ def put(
     Raises:
         kombu.exceptions.OperationalError: Redis is full.
     """
-    link = _link(channel, prefix, leases=deliveries is not None)
-    if deliveries is None:
-        deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
+    link = _link(channel, prefix)
+    deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
         return link.store.put(
             jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=liveness, replicas=replicas
         )
     except OutOfMemoryError as error:
-        raise _full(error) from error
+        raise full(error) from error
 
 
 def push(channel: Channel, prefix: str, jobs: Iterable[Put]) -> None:
@@ -191,7 +190,7 @@ def push(channel: Channel, prefix: str, jobs: Iterable[Put]) -> None:
                 pipe.pexpire(key, expires_ms)
             pipe.execute()
     except OutOfMemoryError as error:
-        raise _full(error) from error
+        raise full(error) from error
 
 
 def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
@@ -205,10 +204,11 @@ def declare(producer: Any, channel: Channel, entities: Iterable[Any]) -> None:
             try:
                 producer.maybe_declare(entity)
             except OutOfMemoryError as error:
-                raise _full(error) from error
+                raise full(error) from error
 
 
-def _full(error: OutOfMemoryError) -> OperationalError:
+def full(error: OutOfMemoryError) -> OperationalError:
+    """What to raise if Redis is full."""
     return OperationalError(f"Redis is full and keeps nothing more ({error}); raise its maxmemory or let tasks drain")
 
 
@@ -282,8 +282,8 @@ def forget(message: Message) -> None:
     VirtualQoS.ack(message.channel.qos, message.delivery_tag)
 
 
-def connect(connection: Any, prefix: str, *, leases: bool = False) -> Store:
-    """Open a store on connections of its own: *connection*, a Kombu connection, is not shared, and closed with it.
+def connect(connection: Any) -> Channel:
+    """Open *connection*, a Kombu connection that is not shared; its channel.
 
     Tries each of the broker's alternative URLs once, without a pause (Kombu's own is 2 seconds, in which nobody could
     stop us); raises whatever the last of them raised.
@@ -296,10 +296,17 @@ def connect(connection: Any, prefix: str, *, leases: bool = False) -> Store:
     )
     channel = connection.channel()
     failover.follow(channel.pool, early=True)
+    return channel
+
+
+def own_store(channel: Channel, prefix: str, shard: int = 0, *, leases: bool = False) -> Store:
+    """The store on a connection of its own from that channel's pool, for one thread. Closed with the channel's
+    connection, which also keeps the channel: that one forgets its sockets in the children of a fork.
+    """
     # One thread, one socket: no time goes into getting it from the pool and giving it back.
     client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
-    # The connection also keeps the channel, which forgets its sockets in the children of a fork.
-    return Store(client, _link(channel, prefix).store.keys, owner=connection, leases=leases)
+    keys = replace(_link(channel, prefix).store.keys, shard=shard)
+    return Store(client, keys, owner=channel.connection.client, leases=leases)
 
 
 def follow_master(connection: Any) -> None:
@@ -310,9 +317,14 @@ def follow_master(connection: Any) -> None:
             failover.follow(channel.async_pool)
 
 
-def store_of(channel: Channel, prefix: str, *, leases: bool = False) -> Store:
+def store_of(channel: Channel, prefix: str, shard: int = 0, *, leases: bool = False) -> Store:
     """The store on that channel's own connections, to be used as long as the channel is."""
-    return _link(channel, prefix, leases=leases).store
+    link = _link(channel, prefix, leases=leases)
+    if not shard:
+        return link.store
+    if shard not in link.shards:
+        link.shards[shard] = Store(link.store.client, replace(link.store.keys, shard=shard), leases=leases)
+    return link.shards[shard]
 
 
 def deliveries_of(channel: Channel, prefix: str, queues: Iterable[str]) -> dict[str, Delivery]:

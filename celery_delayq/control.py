@@ -13,6 +13,7 @@ from .events import Events
 from .inspection import Inspection, checked_ids
 from .job import Aside, Move, Moved, Place, Waiting
 from .scheduled import Filter, ScheduledTask
+from .sharding import Sharded
 from .store import Store
 
 #: Tasks that lie aside at once while their end is told, and for how long (us) they are ours. Should we die meanwhile, a
@@ -48,7 +49,7 @@ class Control(Inspection):
         """Who tells what was changed."""
         raise NotImplementedError
 
-    def _seen(self, store: Store, queue: str, ids: Sequence[str | bytes]) -> Sequence[Waiting | None]:
+    def _seen(self, store: Store | Sharded, queue: str, ids: Sequence[str | bytes]) -> Sequence[Waiting | None]:
         """What waits under *ids* before it is changed, if that is to be told; else nothing."""
         return store.read(queue, ids) if self.events.wanted else ()
 
@@ -131,7 +132,7 @@ class Control(Inspection):
         mark: bool = True,
     ) -> int:
         cancelled = 0
-        for jobs in self._batches(wanted, progress, batch_size):
+        for _, jobs in self._batches(wanted, progress, batch_size):
             meant = [job for job in jobs if wanted.matches(ScheduledTask.read(job))]
             cancelled += len(meant) if dry_run else self._delete(meant, mark)
         return cancelled
@@ -226,16 +227,20 @@ class Control(Inspection):
         by_us = by // timedelta(microseconds=1)
         operation = hashlib.sha1(repr((wanted, by_us)).encode(), usedforsecurity=False).hexdigest()
         with self._store() as store:
-            behind = {} if dry_run else {name: _read_place(text) for name, text in store.journal(operation).items()}
+            behind = {
+                (shard, name): _read_place(text)
+                for shard, part in enumerate(() if dry_run else store.parts)
+                for name, text in part.journal(operation).items()
+            }
         shifted = 0
         # From the end that they move away to, so that none is met twice.
-        for jobs in self._batches(wanted, progress, batch_size, behind=behind, backwards=by_us > 0):
+        for shard, jobs in self._batches(wanted, progress, batch_size, behind=behind, backwards=by_us > 0):
             meant = [job for job in jobs if wanted.matches(ScheduledTask.read(job))]
             if meant and not dry_run:
                 moves = [Move(job.id, max(job.due_us + by_us, 0), None, job.due_us, job.body) for job in meant]
                 come_to = (operation, _write_place(meant[-1].place), JOURNAL_MS)
                 with self._store() as store:
-                    words = store.move(meant[0].topic, moves, progress=come_to)
+                    words = store.parts[shard].move(meant[0].topic, moves, progress=come_to)
                 both = zip(meant, moves, words, strict=True)
                 self.events.rescheduled([(job, move) for job, move, word in both if word is Moved.OK])
                 shifted += words.count(Moved.OK)
@@ -243,7 +248,8 @@ class Control(Inspection):
                 shifted += len(meant)
         if not dry_run:
             with self._store() as store:
-                store.end_journal(operation)
+                for part in store.parts:
+                    part.end_journal(operation)
         return shifted
 
     def _batches(
@@ -252,19 +258,26 @@ class Control(Inspection):
         progress: Progress | None,
         batch_size: int,
         *,
-        behind: Mapping[str, Place] | None = None,
+        behind: Mapping[tuple[int, str], Place] | None = None,
         backwards: bool = False,
-    ) -> Iterator[tuple[Waiting, ...]]:
-        """Jobs of the right queue and time, in batches of one queue each. Tells of progress when one has been used."""
+    ) -> Iterator[tuple[int, tuple[Waiting, ...]]]:
+        """Jobs of the right queue and time, in batches of one queue of one shard each, with the number of the shard.
+        Tells of progress when one has been used.
+
+        Args:
+            behind: where to go on, by shard and queue.
+        """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 100_000:
             raise ValueError(f"batch_size must be a whole number from 1 to 100000, not {batch_size!r}")
-        spread = self._spread(wanted)
+        with self._store() as store:
+            shards = range(len(store.parts))
+        spread = {(shard, queue): held for shard in shards for queue, held in self._spread(wanted, shard).items()}
         total, told, before = sum(spread.values()), 0, 0
-        for queue, held in spread.items():
-            place = (behind or {}).get(queue)
-            for page in self._pages(queue, wanted, batch_size, behind=place, backwards=backwards):
+        for (shard, queue), held in spread.items():
+            place = (behind or {}).get((shard, queue))
+            for page in self._pages(queue, wanted, batch_size, shard, behind=place, backwards=backwards):
                 if page.jobs:
-                    yield page.jobs
+                    yield shard, page.jobs
                 told = max(told, before + held - page.left)  # more may come meanwhile; a bar does not go back
                 if progress is not None and total:
                     progress(min(told, total), total)

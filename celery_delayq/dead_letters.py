@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from .errors import shortened
 from .inspection import Inspection, checked_ids
 from .scheduled import DeadTask
+from .sharding import Sharded
 from .store import Store
 
 #: Dead letters that are read or changed at once.
 BATCH = 500
 
 #: What is done to some ids of a queue; which of them it was done to.
-Change = Callable[[Store, str, Sequence[bytes]], list[bool]]
+Change = Callable[[Store | Sharded, str, Sequence[bytes]], list[bool]]
 
 
 class DeadLetters(Inspection):

@@ -180,13 +180,20 @@ class Dispatcher:
         self._thread = threading.Thread(target=self.run, name="delayq-dispatcher", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float | None = None) -> None:
-        """End after what is under way, a script call or the confirmations of a broker; wait *timeout* seconds at most
-        for that. By default as long as suits the way of handing over.
-        """
+    def begin_stop(self) -> None:
+        """End after what is under way, a script call or the confirmations of a broker; returns at once."""
         self._stopping.set()
+
+    @property
+    def end_patience(self) -> float:
+        """How long (s) its end may take, by its way of handing over."""
+        return self._way.end_patience
+
+    def stop(self, timeout: float | None = None) -> None:
+        """:meth:`begin_stop`, and wait for the end, *timeout* seconds at most; by default for :attr:`end_patience`."""
+        self.begin_stop()
         if self._thread is not None:
-            self._thread.join(self._way.end_patience if timeout is None else timeout)
+            self._thread.join(self.end_patience if timeout is None else timeout)
             self._thread = None
 
     @property

@@ -57,13 +57,13 @@ def _walk(
     """One walk through a queue. False: something was no longer as it was read."""
     agreed, unreadable, behind = True, 0, None
     while True:
-        with delayq._store() as store:
-            page = store.page(queue, behind=behind, limit=PAGE)
+        with delayq._store() as store:  # the broker's own, which has one shard
+            page = store.parts[0].page(queue, behind=behind, limit=PAGE)
         for some in _portions(page.jobs):
             told = [(job, body) for job in some if (body := _told(job)) is not None]
             unreadable += len(some) - len(told)
             with delayq._store() as store:
-                given = store.drain(queue, delivery, told)
+                given = store.parts[0].drain(queue, delivery, told)
             done.count += sum(given)
             agreed = agreed and all(given)
             if progress is not None:

@@ -112,6 +112,11 @@ class RedisServer:
                     raise RuntimeError(f"{self._program} did not start:\n{said}") from None
                 time.sleep(0.02)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._process is not None
+
     def stop(self) -> None:
         """End the process at once; its folder stays for :meth:`start`."""
         if self._process is not None:

@@ -16,6 +16,7 @@ import redis
 
 from .clock import SECOND_US
 from .job import Aside
+from .sharding import Sharded
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Finisher:
 
     def __init__(
         self,
-        connect: Callable[[], Store],
+        connect: Callable[[], Store | Sharded],
         finish: Callable[[Sequence[Aside]], object],
         *,
         lease: float = 300.0,
@@ -93,7 +94,7 @@ class Finisher:
                 self._thread = None
             return wanted
 
-    def finish_once(self, store: Store) -> int:
+    def finish_once(self, store: Store | Sharded) -> int:
         """Finish one batch; return how many jobs are done. What fails stays aside until its lease is over."""
         began = monotonic()
         jobs = store.claim(round(self._lease * SECOND_US), self._limit)
@@ -109,7 +110,7 @@ class Finisher:
             done += self._finished(store, [job])
         return done
 
-    def _finished(self, store: Store, jobs: Sequence[Aside]) -> bool:
+    def _finished(self, store: Store | Sharded, jobs: Sequence[Aside]) -> bool:
         try:
             self._finish(jobs)
         except Exception as error:  # noqa: BLE001  # of the result backend, the broker, a chord: anything

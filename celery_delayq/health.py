@@ -12,7 +12,9 @@ from time import monotonic
 
 import redis
 
+from .crew import Crew
 from .dispatcher import Dispatcher
+from .sharding import Sharded
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -48,12 +50,12 @@ class Health:
         max_age: a last look longer ago than this (s) is too long ago.
     """
 
-    def __init__(self, dispatcher: Dispatcher, connect: Callable[[], Store], max_age: float) -> None:
+    def __init__(self, dispatcher: Dispatcher | Crew, connect: Callable[[], Store | Sharded], max_age: float) -> None:
         self._dispatcher = dispatcher
         self._connect = connect
         self._max_age = max_age
         self._lock = threading.Lock()
-        self._store: Store | None = None
+        self._store: Store | Sharded | None = None
         self._verdict: Verdict | None = None
         self._judged = 0.0
 

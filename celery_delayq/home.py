@@ -1,8 +1,7 @@
 """Where an app's delayed tasks wait: in the broker's own Redis, or in another one, from where they are relayed.
 
-Decided once for an app, from ``broker_url`` and ``delayq_store_url``, without connecting anywhere. Both kinds of Redis
-are reached by Kombu's Redis transport and its pools (:mod:`~celery_delayq.broker`), so that whatever URL Kombu takes
-for a broker will do for a store.
+Decided once for an app, from ``broker_url`` and ``delayq_store_url``, without connecting anywhere. How that Redis is
+reached is a source's matter (:mod:`~celery_delayq.sources`); here it is decided which, whose and how many shards.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -19,22 +19,24 @@ from kombu.utils.url import url_to_parts
 from redis.exceptions import NoPermissionError
 
 from . import broker
+from .cluster import Cluster, is_cluster_url
 from .delivery import Delivery
 from .errors import ImproperlyConfigured
-from .job import OnConflict, Put
+from .job import OnConflict, Origin, Put
 from .liveness import Liveness
 from .settings import Settings
+from .sharding import Sharded, StoreOf, joined, known_counts, raise_count
+from .sources import ClusterSource, KombuSource, Opened, Source
 from .store import Store
 
 if TYPE_CHECKING:
     from celery import Celery
 
+#: For so long (s) a process takes for true how many shards there are. After that it asks, when it needs to know.
+COUNTS_FRESH = 5.0
+
 #: What Kombu itself reads from a URL's query; the rest are transport options.
 _READ_BY_KOMBU = ("ssl_", "virtual_host", "credential_provider")
-
-#: Socket timeout (s) of connections of their own, where the transport options name none: a Redis that has vanished
-#: without closing its connections is noticed after so long. Less where Sentinel may have another one.
-SOCKET_TIMEOUT, SENTINEL_SOCKET_TIMEOUT = 5.0, 2.0
 
 #: Names of one and the same machine: this one.
 _HERE = frozenset((None, "", "localhost", "127.0.0.1", "::1"))
@@ -51,6 +53,7 @@ class Home:
         self._app = app
         self._settings = settings
         self._claimed = False
+        self._counts: tuple[tuple[int, ...], float] = (), 0.0  # of shards; and when they were read (s, monotonic)
 
     @property
     def prefix(self) -> str:
@@ -64,24 +67,61 @@ class Home:
         return Liveness(settings.max_poll_interval, refuses=settings.fallback == "native")
 
     @cached_property
-    def _store(self) -> Connection | None:
-        """A connection to the store, never opened, if ``delayq_store_url`` names another Redis than the broker's.
+    def _relayed(self) -> Source | None:
+        """The way to ``delayq_store_url``, if that names another Redis than the broker's.
 
         Raises:
-            ImproperlyConfigured: it names no Redis.
+            ImproperlyConfigured: it names no Redis; or the broker's own shall have several shards.
         """
-        url = self._settings().store_url
-        if url is None:
-            return None
+        settings = self._settings()
+        source = None if settings.store_url is None else self._elsewhere(settings.store_url, settings.prefix)
+        if source is None and settings.shards > 1:
+            raise ImproperlyConfigured(
+                f"delayq_shards = {settings.shards} needs a delayq_store_url that is not the broker: a broker's own "
+                "Redis hands a due task over within itself, and has one shard"
+            )
+        return source
+
+    def _elsewhere(self, url: str, prefix: str) -> Source | None:
         target = self._app.connection_for_write()
-        inherited = self._app.conf.broker_transport_options if broker.goes_to_redis(target) else None
-        store = _connection(url, inherited or {})
-        return None if broker.goes_to_redis(target) and _place(store) == _place(target) else store
+        to_redis = broker.goes_to_redis(target)
+        inherited = (self._app.conf.broker_transport_options if to_redis else None) or {}
+        if is_cluster_url(url):
+            cluster, more = _cluster(url, inherited)
+            return ClusterSource(cluster, prefix, more.get("global_keyprefix", ""))
+        store = _connection(url, inherited)
+        if to_redis and _place(store) == _place(target):
+            return None
+        return KombuSource(
+            lambda: pools.connections[store],
+            lambda: store,
+            store.clone,
+            lambda: store.transport_options,
+            prefix,
+            leases=True,
+        )
+
+    @cached_property
+    def _direct(self) -> KombuSource:
+        """The way to the broker's own Redis."""
+        app = self._app
+        return KombuSource(
+            lambda: app.pool,
+            app.connection_for_write,
+            app.connection_for_read,
+            lambda: app.conf.broker_transport_options or {},
+            self._settings().prefix,
+            leases=False,
+        )
+
+    @property
+    def _source(self) -> Source:
+        return self._relayed or self._direct
 
     @property
     def is_relayed(self) -> bool:
         """Whether tasks wait in a Redis that is not the broker's, and are published to the broker when they are due."""
-        return self._store is not None
+        return self._relayed is not None
 
     @property
     def is_there(self) -> bool:
@@ -94,9 +134,13 @@ class Home:
         return "delayq_store_url" if self.is_relayed else "broker_url"
 
     @property
-    def template(self) -> Any:
-        """A Kombu connection to it, not opened: for who wants to name it, or to clone it."""
-        return self._store if self._store is not None else self._app.connection_for_write()
+    def url(self) -> str:
+        """Where it is; a password is masked."""
+        return self._source.url
+
+    def connect_within(self, seconds: float) -> None:
+        """Take no longer for a connection to ``delayq_store_url``, where nothing else is said."""
+        self._source.connect_within(seconds)
 
     @cached_property
     def broker(self) -> str:
@@ -110,19 +154,35 @@ class Home:
         return connection is not None and name_of(connection) == self.broker
 
     @contextmanager
-    def channel(self, retry: bool = True, policy: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        """A Redis channel to it; what happens to it is told as Kombu tells it.
+    def store(self) -> Iterator[Store | Sharded]:
+        """The store, on connections that are shared; what happens to it is told as Kombu tells it.
 
         Raises:
             ImproperlyConfigured: there is no Redis.
-            kombu.exceptions.OperationalError: Redis cannot be reached, after *policy*, or refuses.
+            kombu.exceptions.OperationalError: Redis cannot be reached, after Celery's publish retries, or refuses.
         """
-        with self._pool.acquire(block=True) as connection:
-            if not broker.goes_to_redis(connection):
-                raise self.missing(connection)
-            connection.ensure_connection(**(policy or self._app.conf.task_publish_retry_policy if retry else _ONCE))
-            with connection._reraise_as_library_errors():
-                yield connection.default_channel
+        self._check_there()
+        with self._source.lent(self._policy) as store_of:
+            yield self._joined(store_of)
+
+    @property
+    def _policy(self) -> Mapping[str, Any]:
+        policy: Mapping[str, Any] = self._app.conf.task_publish_retry_policy
+        return policy
+
+    def _check_there(self) -> None:
+        if not self.is_there:
+            raise self.missing(self._app.connection_for_write())
+
+    def _joined(self, store_of: StoreOf) -> Store | Sharded:
+        """All shards, as many as are known a moment ago."""
+        if not self.is_relayed:
+            return store_of(0)
+        counts, read = self._counts
+        if not counts or monotonic() - read > COUNTS_FRESH:
+            counts = known_counts(store_of(0), self._settings().shards)
+            self._counts = counts, monotonic()
+        return joined(store_of, counts)
 
     @staticmethod
     def missing(connection: Any) -> ImproperlyConfigured:
@@ -131,14 +191,6 @@ class Home:
             f"the broker {broker.url_of(connection)} is not Redis: name a Redis in which delayed tasks can wait with "
             "delayq_store_url, or set broker_url to a redis://, rediss:// or sentinel:// URL"
         )
-
-    def store_of(self, channel: Any) -> Store:
-        """The store on one of its own channels."""
-        return broker.store_of(channel, self.prefix, leases=self.is_relayed)
-
-    @property
-    def _pool(self) -> Any:
-        return self._app.pool if self._store is None else pools.connections[self._store]
 
     def put(self, jobs: Sequence[Put], on_conflict: OnConflict, retry: bool, policy: Mapping[str, Any]) -> int:
         """Store jobs that are to be relayed, with Kombu's retries; return how many were written.
@@ -151,49 +203,56 @@ class Home:
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
         """
         deliveries = dict.fromkeys((job.topic for job in jobs), Delivery.relayed())
-        terms = {name: value for name, value in policy.items() if name in _POLICY} if retry else _ONCE
-        with self._pool.acquire(block=True) as connection:
+        replicas = self._settings().wait_replicas
 
-            def put() -> int:
-                channel = connection.default_channel
-                if not self._claimed:
-                    self.claim(self.store_of(channel))
-                return self.put_on(channel, jobs, on_conflict, deliveries)
+        def put(store_of: StoreOf) -> int:
+            if not self._claimed:
+                self.claim(store_of)
+            store = self._joined(store_of)
+            return store.put(
+                jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=self.liveness, replicas=replicas
+            )
 
-            # Else a channel that Kombu has to make anew would be tried for ever.
-            connection.transport_options.update(terms)
-            with connection._reraise_as_library_errors():
-                count: int = connection.ensure(_Nothing(), put, **terms)() if retry else put()
-                return count
+        return self._source.call(put, retry, policy)
 
-    def put_on(
-        self, channel: Any, jobs: Sequence[Put], on_conflict: OnConflict, deliveries: dict[str, Delivery] | None = None
-    ) -> int:
-        """Store jobs on one of the store's own channels, once, as the settings want it; return how many were written.
-
-        Args:
-            deliveries: where they go, if they are relayed; else their topics are queues of this channel's broker.
+    def put_on(self, channel: Any, jobs: Sequence[Put], on_conflict: OnConflict) -> int:
+        """Store jobs on a channel of the broker, once, as the settings want it; return how many were written.
 
         Raises:
             AlreadyScheduled, Unattended: as :meth:`~celery_delayq.store.Store.put` does.
             ReplicasMissing: all are stored, but too few replicas have acknowledged them.
             kombu.exceptions.OperationalError: Redis is full.
         """
-        return broker.put(
-            channel, self.prefix, jobs, on_conflict, deliveries, self.liveness, self._settings().wait_replicas
-        )
+        return broker.put(channel, self.prefix, jobs, on_conflict, self.liveness, self._settings().wait_replicas)
 
-    def claim(self, store: Store) -> None:
-        """Make sure that *store* is for the broker that this app publishes to; asked once in a process.
+    def claim(self, store_of: StoreOf) -> None:
+        """Make sure that the store is for the broker that this app publishes to, and known to have our shards; done
+        once in a process before it puts.
 
         Raises:
             ImproperlyConfigured: it holds the tasks of another broker.
         """
-        check(store, store.serve(self.broker), self.broker)
+        first = store_of(0)
+        check(first, first.serves(), self.broker)
+        raise_count(store_of, self._settings().shards)
+        check(first, first.serve(self.broker), self.broker)
+        self._counts = (), 0.0  # read anew: from now on whoever raises the number knows of us
+        store = self._joined(store_of)
+        if store is not first:
+            check(first, store.serve(self.broker), self.broker)
         self._claimed = True
 
-    def connect(self, connection: Any, *, claims: bool = True) -> Store:
-        """Open the store on *connection*, which is to be made by :meth:`connection`.
+    def opener(self, timeout: float | None = None) -> Callable[[], Opened]:
+        """What opens connections of their own, to the URL that workers read from, if the broker has two. For
+        :meth:`connect` and :meth:`connect_to`; to be asked for in the main thread.
+
+        Args:
+            timeout: seconds that Redis may take for anything, whatever the transport options say.
+        """
+        return self._source.opener(timeout)
+
+    def connect(self, opener: Callable[[], Opened], *, claims: bool = True) -> Store | Sharded:
+        """Open the store, all shards of it, on connections of its own.
 
         Args:
             claims: if nobody has said yet which broker the store is for, it is for ours from now on.
@@ -201,54 +260,44 @@ class Home:
         Raises:
             ImproperlyConfigured: the store holds the tasks of another broker.
         """
-        store = broker.connect(connection, self.prefix, leases=self.is_relayed)
+        opened = opener()
         try:
-            if not self.is_relayed:
-                with suppress(NoPermissionError):  # each script will say so, and what is missing the doctor
-                    check(store, store.serves(), None)
-            elif claims:
-                self.claim(store)
-            else:
-                check(store, store.serves(), self.broker)
+            claims = claims and self.is_relayed
+            if claims:
+                self.claim(opened.store_of)
+            store = self._joined(opened.store_of)
+            if not claims:
+                self._check_served(store)
         except BaseException:
-            store.close()
+            opened.close()
             raise
         return store
 
-    def connection(self, timeout: float | None = None) -> Any:
-        """A Kombu connection to it of its own, not opened; to the URL that workers read from, if the broker has two.
+    def connect_to(self, opener: Callable[[], Opened], shard: int) -> Store:
+        """Open the store of one shard, for a dispatcher; else like :meth:`connect`."""
+        opened = opener()
+        try:
+            store = opened.store_of(shard)
+            if self.is_relayed:
+                check(store, store.serve(self.broker), self.broker)
+            else:
+                self._check_served(store)
+        except BaseException:
+            opened.close()
+            raise
+        return store
 
-        Args:
-            timeout: seconds that Redis may take for anything, whatever the transport options say.
-        """
-        if self._store is None:
-            connection = self._app.connection_for_read()
-            given = self._app.conf.broker_transport_options or {}
-        else:
-            connection, given = self._store.clone(), self._store.transport_options
-        limit = SENTINEL_SOCKET_TIMEOUT if broker.has_sentinels(connection) else SOCKET_TIMEOUT
-        own = {"socket_timeout": limit, "socket_connect_timeout": limit}
-        asked = {} if timeout is None else dict.fromkeys(own, timeout)
-        connection.transport_options = {**own, **broker.quick_to_find_a_master(given), **asked}
-        return connection
+    def _check_served(self, store: Store | Sharded) -> None:
+        with suppress(NoPermissionError):  # each script will say so, and what is missing the doctor
+            check(store.parts[0], store.serves(), self.broker if self.is_relayed else None)
 
     def deliveries(self, queues: set[str]) -> dict[str, Delivery]:
         """Where the due tasks of each queue go."""
         if self.is_relayed:
             return dict.fromkeys(queues, Delivery.relayed())
-        with self.channel() as channel:
+        self._check_there()
+        with self._direct.channel(self._policy) as channel:
             return broker.deliveries_of(channel, self.prefix, queues)
-
-
-class _Nothing:
-    """What Kombu's ``ensure`` may revive: nothing of ours outlives a lost connection."""
-
-    def revive(self, channel: object) -> None: ...
-
-
-#: What Kombu's ``ensure`` takes of a ``retry_policy``; and a policy of one attempt.
-_POLICY = ("max_retries", "interval_start", "interval_step", "interval_max", "errback", "retry_errors")
-_ONCE: Mapping[str, Any] = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
 def check(store: Store, served: str | None, broker_name: str | None) -> None:
@@ -288,6 +337,20 @@ def _named(kind: str, host: str | None, port: int | None, path: str | None) -> s
     return f"{kind}://{'localhost' if host in _HERE else host}{f':{port}' if port else ''}/{path}"
 
 
+def _cluster(url: str, inherited: Mapping[str, Any]) -> tuple[Cluster, Mapping[str, str]]:
+    """A cluster for the store, and what its URL asks for beside the options of connections."""
+    try:
+        cluster, more = Cluster.from_url(url, inherited)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"delayq_store_url {_shown(url)} cannot be used: {error}") from None
+    prefix = inherited.get("global_keyprefix")
+    return cluster, {"global_keyprefix": prefix, **more} if prefix else more
+
+
+def _shown(url: str) -> str:
+    return re.sub("//[^/@]*@", "//**@", url)
+
+
 def _connection(url: str, inherited: Mapping[str, Any]) -> Connection:
     """A Kombu connection to the store; what its URL asks for and Kombu does not know are transport options."""
     options = dict(inherited)
@@ -298,14 +361,16 @@ def _connection(url: str, inherited: Mapping[str, Any]) -> Connection:
         options.update({name: _read(text) for name, text in words if not name.startswith(_READ_BY_KOMBU)})
         kept = urlencode([(name, text) for name, text in words if name.startswith(_READ_BY_KOMBU)])
         urls.append(f"{address}?{kept}" if kept else address)
-    shown = re.sub("//[^/@]*@", "//**@", urls[0])
+    shown = _shown(urls[0])
     try:
         connection = Connection(";".join(urls), transport_options=options)
         if broker.goes_to_redis(connection):
             return connection
     except Exception as error:  # noqa: BLE001  # whatever Kombu, or a module that the URL names, makes of it
         raise ImproperlyConfigured(f"delayq_store_url {shown} cannot be used: {error}") from None
-    raise ImproperlyConfigured(f"delayq_store_url {shown} is no Redis; it must be redis://, rediss://, sentinel:// …")
+    raise ImproperlyConfigured(
+        f"delayq_store_url {shown} is no Redis; it must be redis://, rediss://, sentinel://, redis-cluster:// …"
+    )
 
 
 def _read(text: str) -> Any:

@@ -13,6 +13,7 @@ from .delivery import Delivery
 from .errors import shortened
 from .job import Load, Page, Place, Waiting
 from .scheduled import Filter, QueueStats, ScheduledTask
+from .sharding import Sharded
 from .store import Store
 
 #: Tasks in memory at once, of all queues together, while many are walked through.
@@ -25,7 +26,7 @@ AGENDA_STEPS = 100_000
 class Inspection:
     """The part of DelayQ that looks."""
 
-    def _store(self) -> AbstractContextManager[Store]:
+    def _store(self) -> AbstractContextManager[Store | Sharded]:
         """The store of the broker that tasks are published to, on a connection of the app's pool."""
         raise NotImplementedError
 
@@ -159,36 +160,52 @@ class Inspection:
             known = queues or {*store.topics(), *store.paused(), *store.counted(), *store.leased()}
             return store.loads(self._deliveries(set(sorted(known)[:limit])))
 
-    def _spread(self, wanted: Filter) -> dict[str, int]:
-        """The queues that *wanted* may mean, and how many tasks of the right time wait for each."""
+    def _spread(self, wanted: Filter, shard: int | None = None) -> dict[str, int]:
+        """The queues that *wanted* may mean, and how many tasks of the right time wait for each; in one shard, or in
+        all.
+        """
         with self._store() as store:
-            queues = [wanted.queue] if wanted.queue is not None else sorted(store.topics())
-            counts = store.count(queues, [(wanted.start_us, wanted.stop_us)])
+            part = store if shard is None else store.parts[shard]
+            queues = [wanted.queue] if wanted.queue is not None else sorted(part.topics())
+            counts = part.count(queues, [(wanted.start_us, wanted.stop_us)])
         return {queue: row[0] for queue, row in zip(queues, counts, strict=True)}
 
     def _matching(self, wanted: Filter) -> Iterator[tuple[Waiting, ScheduledTask]]:
         """What *wanted* means, in due order over all queues."""
+        with self._store() as store:
+            shards = range(len(store.parts))
         queues = self._spread(wanted)
-        limit = max(WALK // max(len(queues), 1), 10)
-        walks = [self._walk(queue, wanted, limit) for queue in queues]
+        limit = max(WALK // max(len(queues) * len(shards), 1), 10)
+        walks = [self._walk(queue, wanted, limit, shard) for queue in queues for shard in shards]
         for _, job in heapq.merge(*walks):
             found = ScheduledTask.read(job)
             if wanted.matches(found):
                 yield job, found
 
-    def _walk(self, queue: str, wanted: Filter, limit: int) -> Iterator[tuple[tuple[int, bytes, str], Waiting]]:
-        for page in self._pages(queue, wanted, limit):
+    def _walk(
+        self, queue: str, wanted: Filter, limit: int, shard: int
+    ) -> Iterator[tuple[tuple[int, bytes, str, int], Waiting]]:
+        for page in self._pages(queue, wanted, limit, shard):
             for job in page.jobs:
-                yield (job.due_us, job.id, queue), job
+                yield (job.due_us, job.id, queue, shard), job
 
     def _pages(
-        self, queue: str, wanted: Filter, limit: int, *, behind: Place | None = None, backwards: bool = False
+        self,
+        queue: str,
+        wanted: Filter,
+        limit: int,
+        shard: int,
+        *,
+        behind: Place | None = None,
+        backwards: bool = False,
     ) -> Iterator[Page]:
-        """The jobs of one queue that *wanted* may mean, page by page; a page may be empty, and others come."""
+        """The jobs of one queue that *wanted* may mean, in one shard, page by page; a page may be empty, and others
+        come.
+        """
         left = 1
         while left:
             with self._store() as store:  # for this page only: whoever walks may take his time, or never come back
-                page = store.page(
+                page = store.parts[shard].page(
                     queue,
                     start_us=wanted.start_us,
                     stop_us=wanted.stop_us,

@@ -89,6 +89,11 @@ class Keys:
         """string: the broker that jobs are handed over to, where that is not this Redis; without credentials."""
         return self._key("serves")
 
+    @property
+    def shards(self) -> str:
+        """zset: a number of shards that jobs were ever spread over -> the same; in the first shard only. Missing: 1."""
+        return self._key("shards")
+
     def journal(self, operation: str) -> str:
         """hash: topic -> how far a long change of many jobs has come. The only key of ours that expires."""
         return self._key(f"journal:{operation}")

@@ -49,13 +49,19 @@ def _lease(value: object) -> float:
 def _url(value: object) -> str | None:
     if value is None or (isinstance(value, str) and "://" in value):
         return value
-    raise ValueError("must be a URL of a Redis, as redis://, rediss:// or sentinel://")
+    raise ValueError("must be a URL of a Redis, as redis://, rediss://, sentinel:// or redis-cluster://")
 
 
 def _batch(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000:
         return value
     raise ValueError("must be a whole number from 1 to 100000")
+
+
+def _shards(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256:
+        return value
+    raise ValueError("must be a whole number from 1 to 256")
 
 
 def _count(value: object) -> int:
@@ -134,8 +140,14 @@ class Settings:
     store_url: str | None = _setting(
         None,
         _url,
-        "The Redis in which delayed tasks wait, if that is not the broker: `redis://`, `rediss://`, `sentinel://` …",
+        "The Redis in which delayed tasks wait, if that is not the broker: `redis://`, `rediss://`, `sentinel://`, "
+        "`redis-cluster://host:port,host:port` …",
         shown=False,  # it may hold a password
+    )
+    shards: int = _setting(
+        1,
+        _shards,
+        "Tasks at `delayq_store_url` are spread over so many shards, by their ids. Can be raised at any time.",
     )
     lease: float = _setting(
         60.0, _lease, "Seconds that a dispatcher has for a task to reach a broker that is not the store."

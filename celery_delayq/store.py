@@ -6,7 +6,7 @@ A method for each verb, each one script call; the states and moves stand in the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -507,6 +507,19 @@ class Store(Leasing):
             known = self.serves()
         return known or broker
 
+    @property
+    def parts(self) -> tuple[Store, ...]:
+        """The stores of the single shards: this is one."""
+        return (self,)
+
+    def shard_counts(self) -> tuple[int, ...]:
+        """The numbers of shards that jobs were ever spread over, the greatest last; of the first shard."""
+        return tuple(int(count) for count in self._redis.zrange(self.keys.shards, 0, -1))
+
+    def add_shard_count(self, count: int) -> None:
+        """From now on jobs may be spread over so many shards, too; of the first shard."""
+        self._redis.zadd(self.keys.shards, {str(count): count})
+
     def now_us(self) -> int:
         """Redis's clock."""
         seconds, microseconds = self._redis.time()
@@ -559,6 +572,18 @@ class Store(Leasing):
             held = [id for id, score in zip(ids, scores, strict=True) if score is not None]
             if held:
                 yield topic, held
+
+    def held(self, wanted: Mapping[str, Sequence[bytes]]) -> set[tuple[str, bytes]]:
+        """Topic and id of each of *wanted*, ids by topic, that waits or is reserved."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            for topic, ids in wanted.items():
+                pipe.zmscore(self.keys.schedule(topic), list(ids)).hmget(self.keys.tickets(topic), list(ids))
+            replies = pipe.execute() if wanted else []
+        found: set[tuple[str, bytes]] = set()
+        for (topic, ids), scores, tickets in zip(wanted.items(), replies[::2], replies[1::2], strict=True):
+            both = zip(ids, scores, tickets, strict=True)
+            found.update((topic, id) for id, score, ticket in both if score is not None or ticket is not None)
+        return found
 
     def read(self, topic: str, ids: Sequence[str | bytes]) -> list[Waiting | None]:
         """What waits under each of *ids*, with its body and its due time and no more; None: nothing does."""

@@ -33,6 +33,7 @@ from .inspection import Inspection
 from .job import OnConflict, Page, Put, Waiting
 from .scheduled import Filter, ScheduledTask
 from .scripts import Begun
+from .sharding import Together
 
 #: Jobs, and about how many bytes of them, in memory at once.
 BATCH, BATCH_BYTES = 1000, 4 * 1024 * 1024
@@ -63,7 +64,7 @@ def export_jobs(delayq: Inspection, wanted: Filter | None = None) -> Iterator[li
 def _pages(delayq: Inspection, queue: str, wanted: Filter) -> Iterator[Page]:
     """The pages of one queue; while the caller has one, Redis reads the next."""
 
-    def begin(page: Page | None = None) -> Begun[Page]:
+    def begin(page: Page | None = None) -> Begun[Page] | Together[Page]:
         with delayq._store() as store:
             return store.begin_page(
                 queue,
@@ -74,7 +75,7 @@ def _pages(delayq: Inspection, queue: str, wanted: Filter) -> Iterator[Page]:
                 needles=wanted.needles,
             )
 
-    begun: Begun[Page] | None = begin()
+    begun: Begun[Page] | Together[Page] | None = begin()
     try:
         while begun is not None:
             with delayq._store():  # whatever happens is told as Kombu tells it
@@ -176,7 +177,7 @@ class _Import:
         self._delayq = delayq
         self._on_conflict = on_conflict
         self._progress = progress
-        self._begun: tuple[Begun[int], Batch] | None = None
+        self._begun: tuple[Begun[int] | Together[int], Batch] | None = None
         with delayq._store() as store:
             self._deliveries = store.topics()
 

@@ -18,6 +18,7 @@ from celery.bin.base import COMMA_SEPARATED_LIST, LOG_LEVEL, CeleryOption
 from celery.platforms import create_pidlock
 
 from celery_delayq.app import DelayQ
+from celery_delayq.crew import Crew
 from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.endpoint import Answer, Endpoint, Route
 from celery_delayq.health import Health, HealthFile
@@ -121,7 +122,7 @@ def dispatch(
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606  # as Celery's worker does
 
 
-def _run(delayq: DelayQ, dispatcher: Dispatcher, signals: _Signals) -> int | None:
+def _run(delayq: DelayQ, dispatcher: Dispatcher | Crew, signals: _Signals) -> int | None:
     """Dispatch until a signal comes, and return it; None: it has ended without one."""
     dispatcher.start()
     number = None
@@ -136,7 +137,7 @@ def _run(delayq: DelayQ, dispatcher: Dispatcher, signals: _Signals) -> int | Non
 
 @contextmanager
 def _health_told(
-    delayq: DelayQ, dispatcher: Dispatcher, port: int | None, host: str, path: Path | None
+    delayq: DelayQ, dispatcher: Dispatcher | Crew, port: int | None, host: str, path: Path | None
 ) -> Iterator[None]:
     """Tell how *dispatcher* is, by HTTP, by a file, by both or not at all."""
     max_age = 3 * delayq.settings.max_poll_interval + STUCK
@@ -160,7 +161,7 @@ def _health_told(
         yield
 
 
-def _healthz(dispatcher: Dispatcher, health: Health) -> Answer:
+def _healthz(dispatcher: Dispatcher | Crew, health: Health) -> Answer:
     verdict = health.check()
     told = {**asdict(verdict), "active": dispatcher.active, **asdict(dispatcher.counts)}
     return Answer(200 if verdict.healthy else 503, "application/json", f"{as_json(told)}\n".encode())

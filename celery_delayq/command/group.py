@@ -64,7 +64,7 @@ def _told(ctx: click.Context) -> Iterator[None]:
 
 def _redis_trouble(app: Celery, error: Exception) -> str:
     home, cause = app.delayq.home, error.__cause__ or error
-    where, said = broker.url_of(home.template), cut(one_line(error), 200)
+    where, said = home.url, cut(one_line(error), 200)
     if isinstance(cause, (redis.ConnectionError, redis.TimeoutError, OSError)):
         return f"Redis cannot be reached at {where}: {said} Is it running, and is {home.setting} right?"
     return f"Redis at {where} refuses: {said}"
@@ -92,7 +92,7 @@ def delayq_of(ctx: click.Context) -> DelayQ:
     except Exception as error:  # noqa: BLE001  # whatever Kombu, or a module that a URL names, makes of it
         raise WrongUse(f"broker_url cannot be used: {one_line(error)}") from None
     if delayq.home.is_relayed:
-        delayq.home.template.transport_options.setdefault("socket_connect_timeout", CONNECT_TIMEOUT)
+        delayq.home.connect_within(CONNECT_TIMEOUT)
     elif goes_to_redis:
         options = app.conf.broker_transport_options or {}
         app.conf.broker_transport_options = {"socket_connect_timeout": CONNECT_TIMEOUT, **options}

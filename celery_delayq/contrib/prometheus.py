@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celery_delayq.app import DelayQ
+    from celery_delayq.crew import Crew
     from celery_delayq.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
@@ -295,7 +296,7 @@ class _DispatcherCollector:
         dispatchers = tuple(self._delayq.dispatchers)
         return self._families(dispatchers) if dispatchers else iter((self._lateness.family(),))
 
-    def _families(self, dispatchers: Collection[Dispatcher]) -> Iterator[Metric]:
+    def _families(self, dispatchers: Collection[Dispatcher | Crew]) -> Iterator[Metric]:
         counts = [dispatcher.counts for dispatcher in dispatchers]
         yield GaugeMetricFamily(
             "delayq_dispatcher_running",

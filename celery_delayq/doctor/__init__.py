@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import redis
 from kombu.exceptions import OperationalError
@@ -20,7 +20,7 @@ from celery_delayq.version import __version__
 
 from . import fleet, server, waiting
 from .finding import Finding, Level, broken, ok, unknown, warning
-from .patient import Patient
+from .patient import Patient, Server
 
 __all__ = ["CHECKS", "Check", "Finding", "Level", "Patient", "examine"]
 
@@ -52,7 +52,7 @@ def _reachable(patient: Patient) -> Iterable[Finding]:
     except ImproperlyConfigured as error:
         yield broken(*str(error).split(": ", 1))
     else:
-        yield ok(broker.url_of(patient.home.template))
+        yield ok(patient.home.url)
 
 
 def _broker(patient: Patient) -> Iterable[Finding]:
@@ -71,15 +71,33 @@ def _broker(patient: Patient) -> Iterable[Finding]:
         yield ok(f"{where}, to which what is due is published")
 
 
+def _of_each(look: Callable[[Server, int], Iterable[Finding]]) -> Callable[[Patient], Iterable[Finding]]:
+    """What *look* finds of the first shard's server; and of those of other shards, what is not as it should be.
+
+    Args:
+        look: is given the server, and how many replicas puts wait for.
+    """
+
+    def of_each(patient: Patient) -> Iterable[Finding]:
+        first, *others = patient.servers
+        yield from look(first, patient.settings.wait_replicas)
+        for other in others:
+            for finding in look(other, patient.settings.wait_replicas):
+                if finding.level is not Level.OK:
+                    yield replace(finding, text=f"{other.name}: {finding.text}")
+
+    return of_each
+
+
 CHECKS: tuple[Check, ...] = (
     Check("reachable", _reachable, cheap=True, vital=True),
     Check("broker", _broker),
-    Check("version", lambda it: server.version(it.info), cheap=True),
-    Check("role", lambda it: server.role(it.info), cheap=True),
-    Check("eviction", lambda it: server.eviction(it.info), cheap=True),
-    Check("memory", lambda it: server.memory(it.info), cheap=True),
-    Check("persistence", lambda it: server.persistence(it.info, it.config), cheap=True),
-    Check("replicas", lambda it: server.replicas(it.info, it.config, it.settings.wait_replicas), cheap=True),
+    Check("version", _of_each(lambda it, _: server.version(it.info)), cheap=True),
+    Check("role", _of_each(lambda it, _: server.role(it.info)), cheap=True),
+    Check("eviction", _of_each(lambda it, _: server.eviction(it.info)), cheap=True),
+    Check("memory", _of_each(lambda it, _: server.memory(it.info)), cheap=True),
+    Check("persistence", _of_each(lambda it, _: server.persistence(it.info, it.config)), cheap=True),
+    Check("replicas", _of_each(lambda it, wanted: server.replicas(it.info, it.config, wanted)), cheap=True),
     Check("rights", lambda it: server.rights(it.refused, it.user), cheap=True),
     Check("clock", lambda it: server.clock(it.skew), cheap=True),
     Check(
@@ -97,7 +115,7 @@ CHECKS: tuple[Check, ...] = (
     Check("versions", lambda it: fleet.versions(__version__, it.answers, it.queues)),
     Check("overdue", lambda it: waiting.overdue(it.loads, it.now_us, it.settings.ready_limit or {})),
     Check("paused", lambda it: waiting.paused(it.loads)),
-    Check("orphans", lambda it: waiting.orphans(it.loads, it.sizes, it.store.keys.totals)),
+    Check("orphans", lambda it: waiting.orphans(it.loads, it.sizes, it.first.keys.totals)),
     Check("leases", lambda it: waiting.leases(it.loads, it.expiries, it.now_us)),
     Check("queues", lambda it: fleet.queues(it.loads, it.queues, it.task_queues, it.remote_control)),
     Check("visibility", lambda it: fleet.visibility(it.visibility_timeout, it.active, it.late_limits, it.now)),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from celery_delayq.delivery import Delivery
 from celery_delayq.home import Home
 from celery_delayq.job import Load
 from celery_delayq.settings import Settings
+from celery_delayq.sharding import Sharded
 from celery_delayq.store import Store
 
 from . import rights
@@ -28,6 +30,21 @@ ASKED = ("save", "appendfsync", "stop-writes-on-bgsave-error", "min-replicas-to-
 
 #: Topics of which the rights are tried at most.
 TRIED = 10
+
+
+@dataclass(frozen=True)
+class Server:
+    """One Redis server.
+
+    Attributes:
+        name: where it is.
+        info: what it says of itself, by its own names.
+        config: some of its settings; None if it does not tell them, as managed ones do not.
+    """
+
+    name: str
+    info: Mapping[str, Any]
+    config: Mapping[str, str] | None
 
 
 class Patient:
@@ -47,7 +64,7 @@ class Patient:
         app: Celery,
         settings: Settings,
         home: Home,
-        connect: Callable[[], Store],
+        connect: Callable[[], Store | Sharded],
         *,
         reply_timeout: float = 1.0,
         clock: Callable[[], float] = time,
@@ -61,43 +78,42 @@ class Patient:
 
     def close(self) -> None:
         """Close what was opened."""
-        store: Store | None = vars(self).pop("store", None)
+        store: Store | Sharded | None = vars(self).pop("store", None)
         if store is not None:
             store.close()
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> Store | Sharded:
         """The store."""
         return self._connect()
 
-    @cached_property
-    def info(self) -> Mapping[str, Any]:
-        """What Redis says of itself, by its own names."""
-        said: Mapping[str, Any] = self.store.client.info()
-        return said
+    @property
+    def first(self) -> Store:
+        """The store of the first shard."""
+        return self.store.parts[0]
 
     @cached_property
-    def config(self) -> Mapping[str, str] | None:
-        """Some of Redis's settings; None if it does not tell them, as managed ones do not."""
-        client: Any = self.store.client
-        found: dict[str, str] = {}
-        try:
-            for name in ASKED:
-                found |= {_text(key): _text(value) for key, value in client.config_get(name).items()}
-        except (NoPermissionError, ResponseError):  # forbidden, or renamed away
-            return None
-        return found
+    def servers(self) -> Sequence[Server]:
+        """The servers of the shards, each once; that of the first shard comes first."""
+        found: dict[str, Server] = {}
+        for part in self.store.parts:
+            client: Any = part.client
+            info = client.info()
+            if info["run_id"] not in found:
+                name = f"{client.connection.host}:{client.connection.port}" if client.connection else "another server"
+                found[info["run_id"]] = Server(name, info, _config(client))
+        return list(found.values())
 
     @cached_property
     def user(self) -> str:
         """As whom we have logged in."""
-        return str(self.store.client.connection_pool.connection_kwargs.get("username") or "default")
+        return str(self.first.client.connection_pool.connection_kwargs.get("username") or "default")
 
     @cached_property
     def refused(self) -> Mapping[str, str]:
         """What Redis's ACL would refuse us, and what it says to that."""
         queues = [self.app.conf.task_default_queue, *self.app.amqp.queues]
-        return rights.refused(self.store, list(dict.fromkeys(queues))[:TRIED], relayed=self.home.is_relayed)
+        return rights.refused(self.first, list(dict.fromkeys(queues))[:TRIED], relayed=self.home.is_relayed)
 
     @property
     def now(self) -> float:
@@ -127,7 +143,9 @@ class Patient:
         waiting = store.topics()
         others = {*store.paused(), *store.counted(), *store.leased()} - {*waiting}
         gone = Delivery.relayed() if self.home.is_relayed else None
-        return store.loads({**waiting, **{topic: gone or Delivery.plain(store.keys.ready(topic)) for topic in others}})
+        return store.loads(
+            {**waiting, **{topic: gone or Delivery.plain(self.first.keys.ready(topic)) for topic in others}}
+        )
 
     @cached_property
     def expiries(self) -> Mapping[str, int]:
@@ -141,16 +159,16 @@ class Patient:
 
     @cached_property
     def listeners(self) -> tuple[int, int] | None:
-        """How many dispatchers listen to the fleet, and how many to announcements; None: that cannot be seen."""
+        """How many dispatchers listen to the fleet, and how many to announcements, in the shard with the fewest; None:
+        that cannot be seen.
+        """
         if any(name.startswith("SUBSCRIBE") for name in self.refused):  # then they cannot listen, and live all the same
             return None
-        client: Any = self.store.client
-        keys = self.store.keys
         try:
-            (_, fleet), (_, wake) = client.pubsub_numsub(keys.fleet, keys.wake)
+            told = [_listeners(part) for part in self.store.parts]
         except NoPermissionError:
             return None
-        return int(fleet), int(wake)
+        return min(told, key=sum)
 
     @cached_property
     def beat_age(self) -> float | None:
@@ -210,6 +228,22 @@ class Patient:
     def task_queues(self) -> set[str]:
         """The queues that ``task_queues`` names."""
         return set(self.app.amqp.queues) if self.app.conf.task_queues else set()
+
+
+def _config(client: Any) -> Mapping[str, str] | None:
+    found: dict[str, str] = {}
+    try:
+        for name in ASKED:
+            found |= {_text(key): _text(value) for key, value in client.config_get(name).items()}
+    except (NoPermissionError, ResponseError):  # forbidden, or renamed away
+        return None
+    return found
+
+
+def _listeners(part: Store) -> tuple[int, int]:
+    client: Any = part.client
+    (_, fleet), (_, wake) = client.pubsub_numsub(part.keys.fleet, part.keys.wake)
+    return int(fleet), int(wake)
 
 
 def _text(value: object) -> str:

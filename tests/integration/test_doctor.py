@@ -209,8 +209,8 @@ def test_leases(look: Look, inside: Inside) -> None:
 
     reserve(store.now_us())
     assert one(look("leases")) == ("ok", "1 task under way")
-    inside.client.zadd(inside.keys.expiries, {"celery": store.now_us() - minute})  # as if a minute had gone by
-    assert one(look("leases")) == ("warning", "a lease of 'celery' ran out 60 s ago, and nobody takes the task back")
+    inside.client.zadd(inside.keys.expiries, {"celery": store.now_us() - 10 * minute})  # as if they had gone by
+    assert one(look("leases")) == ("warning", "a lease of 'celery' ran out 10 min ago, and nobody takes the task back")
     reserve(store.now_us() + 2 * minute)
     level, text = one(look("leases"))
     assert (level, text.split(" could")[0]) == ("warning", "1 task of 'celery'")
