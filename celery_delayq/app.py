@@ -207,9 +207,10 @@ class DelayQ(Control, DeadLetters):
         """Give what waits back to stock Celery: published now, each task with its ``eta``, to its queue and with its
         priority. So the way out of celery_delayq is as short as the way in.
 
-        Each task is either waiting or published, whenever this is broken off; the same call goes on. Stock workers hold
-        in memory what they receive; a task that is due later than the broker's visibility timeout they run more than
-        once. ``late="drop"`` and ``max_wait`` mean nothing any more.
+        Each task is either waiting or published, whenever this is broken off; the same call goes on. (With
+        ``delayq_store_url``, some may then be both, or reserved until ``delayq_lease`` is over.) Stock workers hold in
+        memory what they receive; a task that is due later than the broker's visibility timeout they run more than once.
+        ``late="drop"`` and ``max_wait`` mean nothing any more.
 
         Workers that adopt put the tasks back at once: first switch ``delayq_intercept`` off in producers and workers.
 
@@ -219,13 +220,17 @@ class DelayQ(Control, DeadLetters):
 
         Returns:
             What was given back, and what was not.
+
+        Raises:
+            ImproperlyConfigured: what waits is for another broker.
+            kombu.exceptions.OperationalError: the store, or the broker, cannot be reached.
         """
-        if self.home.is_relayed:
-            raise ImproperlyConfigured(
-                "drain is for tasks that wait in the broker's own Redis, and these wait at delayq_store_url: let them "
-                "run dry, with delayq_intercept off in producers"
-            )
-        return drain(self, queue, progress)
+        if not self.home.is_relayed:
+            return drain(self, queue, progress)
+        with self._store() as store:
+            self.home.claim(store)
+        with closing(ProducerPublisher(self.app)) as publisher:
+            return drain(self, queue, progress, publisher, self.settings.lease)
 
     def adopters(self, timeout: float = 1.0) -> list[str]:
         """The workers that adopt delayed tasks, of those that answer in so many seconds."""

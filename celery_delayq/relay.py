@@ -167,7 +167,7 @@ class Relay:
                 taken.buried,
             )
         read = (began + monotonic()) / 2  # when Redis read its clock
-        leases = _Leases(store, topic, taken.jobs, self._lease, began, goes_on)
+        leases = Leases(store, topic, taken.jobs, self._lease, began, goes_on)
         published = self._publisher.publish(taken.jobs, leases) if taken.jobs else []
         moved = self._settle(store, topic, taken.jobs, published, now_us)
         self._adapt(monotonic() - began, len(taken.jobs))
@@ -276,8 +276,14 @@ def _answers(
     return dues_us, tuple((id, match[1] if match else b"") for id, match in found)
 
 
-class _Leases:
-    """Those of one batch."""
+class Leases:
+    """Those of one batch.
+
+    Args:
+        lease: their length (s).
+        began: when they were asked for (s, monotonic).
+        goes_on: says no as soon as nothing more shall be sent.
+    """
 
     def __init__(
         self,
