@@ -16,7 +16,7 @@ from celery.signals import task_received
 from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
-from .adoption import Adoption
+from .adoption import Adoption, Silence
 from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
@@ -35,6 +35,7 @@ from .message import TASK_PATTERN, restore_eta
 from .observers import Observers
 from .producing import ProducerPublisher
 from .publishing import Publishing
+from .readdressing import source_of
 from .relay import Relay
 from .settings import Settings
 from .store import Store
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult, GroupResult
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that a store elsewhere has for each answer to a worker that adopts, and that consumes nothing meanwhile.
+ADOPTION_TIMEOUT = 2.0
 
 
 class DelayQ(Control, DeadLetters):
@@ -327,17 +331,27 @@ class DelayQ(Control, DeadLetters):
             batch_size=settings.batch_size,
         )
 
-    def adoption(self, dispatches: Callable[[], bool]) -> Adoption | None:
+    def adoption(self, dispatches: Callable[[], bool], consumer: Callable[[], Any]) -> Adoption | None:
         """Adoption for one worker; None if the settings or the broker do not want it.
 
         Args:
             dispatches: whether that worker's own dispatcher runs. If not, it adopts only while another lives.
+            consumer: gives the Kombu consumer that receives the worker's tasks.
         """
         settings = self.settings
-        if not (settings.adopt and settings.intercept and self.can_dispatch) or self.home.is_relayed:
+        if not (settings.adopt and settings.intercept and self.can_dispatch):
             return None
-        silence_us = self.home.liveness.silence_us
-        take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
+        if not self.home.is_relayed:
+            silence_us = self.home.liveness.silence_us
+            take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
+            return Adoption(self.app, take, settings.min_delay)
+        connection, silence = self.home.connection(ADOPTION_TIMEOUT), Silence(settings.max_poll_interval)
+        take = adoption.Relayed(
+            lambda: self.home.connect(connection.clone()),
+            lambda message: source_of(message, consumer()),
+            lambda: None if dispatches() else silence,
+            settings.wait_replicas,
+        )
         return Adoption(self.app, take, settings.min_delay)
 
     @cached_property
