@@ -19,7 +19,7 @@ import redis
 from .clock import SECOND_US
 from .errors import DelayQError, shortened
 from .job import Reserved, Tell, Upcoming
-from .store import Dispatched, Store
+from .store import Dispatched, Store, Tick
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,11 @@ class Relay:
     def close(self) -> None:
         """Close the connection to the broker."""
         self._publisher.close()
+
+    def expired(self, _: Store, tick: Tick) -> list[Upcoming]:
+        """All that are not due: who reserves gives back what has outlived its lease."""
+        due = {upcoming.topic for upcoming in tick.due}
+        return [Upcoming(tick.now_us, topic, None) for topic in tick.expired if topic not in due]
 
     def hand_over(
         self,
