@@ -5,7 +5,7 @@ producer found no dispatcher and published the stock way. The worker is the firs
 
 Whatever stock Celery would not hold goes stock Celery's way, untouched: what is due, revoked, expired, cannot be read,
 or is of an unknown task; and so does what the store does not take. Such a message is never lost by us: until it is
-acknowledged in the very script that stores it, it is the broker's.
+acknowledged, in the very script that stores it or after that, it is the broker's.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ from kombu.exceptions import OperationalError
 
 from . import broker
 from .clock import LATEST_US, SECOND_US, to_us
-from .errors import DelayQError, shortened
-from .job import Adopted, Put
+from .delivery import Delivery
+from .errors import AlreadyScheduled, DelayQError, ReplicasMissing, Unattended, shortened
+from .job import Adopted, OnConflict, Origin, Put
+from .liveness import Liveness
 from .message import read_eta, without_eta
 from .publishing import Wish, read_options
+from .readdressing import readdressed
+from .sharding import Sharded
+from .store import Store
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -36,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 #: How often (s) a worker says that it holds messages because the store takes none.
 REMINDER = 60.0
+
+#: For so long (s) a store elsewhere that was away is left alone: meanwhile the worker has other messages to look at.
+AWAY = 10.0
 
 #: What a worker does with a message: a strategy, as Celery calls it.
 Strategy = Callable[..., Any]
@@ -181,3 +189,96 @@ def direct(prefix: str, min_delay: float, silence_us: Callable[[], int | None]) 
         return broker.adopt(message, prefix, job, wish.on_conflict, round(min_delay * SECOND_US), silence_us())
 
     return take
+
+
+class Relayed:
+    """A :data:`Take` for messages that wait in a Redis that is not the broker: put; then the caller acknowledges.
+
+    If a process dies in between, the broker delivers the message again, and it is told by its very bytes: while it
+    waits or is being handed over, nothing is put again.
+
+    Args:
+        connect: opens the store on connections of its own, which do not wait long.
+        source: gives the queue that a message came from; None if that cannot be told.
+        silence: says whether a dispatcher lives; called for each message, None if one is known to.
+        replicas: how many must have acknowledged a put.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Store | Sharded],
+        source: Callable[[Message], str | None],
+        silence: Callable[[], Liveness | None],
+        replicas: int,
+    ) -> None:
+        self._connect = connect
+        self._source = source
+        self._silence = silence
+        self._replicas = replicas
+        self._store: Store | Sharded | None = None
+        self._away_until = 0.0  # s, monotonic
+        self._trouble = ""
+
+    def __call__(self, found: Found) -> Adopted:
+        queue, wish = self._source(found.message), found.wish
+        if queue is None:
+            return Adopted.UNKNOWN
+        if monotonic() < self._away_until:
+            raise OperationalError(self._trouble)
+        try:
+            body = readdressed(found.message, found.id, queue)
+        except (ValueError, TypeError, LookupError):  # something that JSON, or this Kombu's compressions, cannot say
+            return Adopted.UNKNOWN
+        job = Put(queue, found.id, body, found.due_us, max_wait_us=wish.max_wait_us, grace_us=wish.grace_us)
+        try:
+            return self._put(job, wish.on_conflict)
+        except ReplicasMissing as error:
+            self._leave_alone(error)
+            raise
+        except (redis.RedisError, OSError) as error:  # not as such: the broker's connection may know the same errors
+            self._leave_alone(error)
+            raise OperationalError(self._trouble) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _leave_alone(self, error: Exception) -> None:
+        self.close()
+        self._away_until = monotonic() + AWAY
+        self._trouble = f"the store of delayed tasks: {type(error).__name__}: {error}"
+
+    def _put(self, job: Put, on_conflict: OnConflict) -> Adopted:
+        try:
+            return self._put_once(job, on_conflict)
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            # Perhaps stored, perhaps not: only to put it again tells.
+            self.close()
+            return self._put_once(job, on_conflict)
+
+    def _put_once(self, job: Put, on_conflict: OnConflict) -> Adopted:
+        if self._store is None:
+            self._store = self._connect()
+        way, origin, liveness = {job.topic: Delivery.relayed()}, Origin.RETRIED, self._silence()
+        try:
+            self._store.put([job], way, on_conflict, origin=origin, liveness=liveness, replicas=self._replicas)
+        except AlreadyScheduled:
+            return Adopted.EXISTS
+        except Unattended:
+            return Adopted.UNATTENDED
+        except ReplicasMissing:
+            # The broker has it more safely; but not if it has left by now.
+            if any(self._store.delete(job.topic, [job.id], bodies=[job.body])):
+                raise
+        return Adopted.OK
+
+
+class Silence(Liveness):
+    """Asks whether a dispatcher lives, and nothing more: what is not put is not lost, so nobody needs to hear of it."""
+
+    def __init__(self, max_poll_interval: float) -> None:
+        super().__init__(max_poll_interval, refuses=True)
+
+    def miss(self, silent_us: int, jobs: int, *, refused: bool) -> None: ...

@@ -16,7 +16,7 @@ from celery.signals import task_received
 from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
-from .adoption import Adoption
+from .adoption import Adoption, Silence
 from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
@@ -36,6 +36,7 @@ from .message import TASK_PATTERN, restore_eta
 from .observers import Observers
 from .producing import ProducerPublisher
 from .publishing import Publishing
+from .readdressing import source_of
 from .relay import Relay
 from .settings import Settings
 from .sharding import Sharded
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult, GroupResult
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that a store elsewhere has for each answer to a worker that adopts, and that consumes nothing meanwhile.
+ADOPTION_TIMEOUT = 2.0
 
 
 class DelayQ(Control, DeadLetters):
@@ -210,9 +214,10 @@ class DelayQ(Control, DeadLetters):
         """Give what waits back to stock Celery: published now, each task with its ``eta``, to its queue and with its
         priority. So the way out of celery_delayq is as short as the way in.
 
-        Each task is either waiting or published, whenever this is broken off; the same call goes on. Stock workers hold
-        in memory what they receive; a task that is due later than the broker's visibility timeout they run more than
-        once. ``late="drop"`` and ``max_wait`` mean nothing any more.
+        Each task is either waiting or published, whenever this is broken off; the same call goes on. (With
+        ``delayq_store_url``, some may then be both, or reserved until ``delayq_lease`` is over.) Stock workers hold in
+        memory what they receive; a task that is due later than the broker's visibility timeout they run more than once.
+        ``late="drop"`` and ``max_wait`` mean nothing any more.
 
         Workers that adopt put the tasks back at once: first switch ``delayq_intercept`` off in producers and workers.
 
@@ -222,13 +227,16 @@ class DelayQ(Control, DeadLetters):
 
         Returns:
             What was given back, and what was not.
+
+        Raises:
+            ImproperlyConfigured: what waits is for another broker.
+            kombu.exceptions.OperationalError: the store, or the broker, cannot be reached.
         """
-        if self.home.is_relayed:
-            raise ImproperlyConfigured(
-                "drain is for tasks that wait in the broker's own Redis, and these wait at delayq_store_url: let them "
-                "run dry, with delayq_intercept off in producers"
-            )
-        return drain(self, queue, progress)
+        if not self.home.is_relayed:
+            return drain(self, queue, progress)
+        self.connect().close()  # which refuses a store of another broker
+        with closing(ProducerPublisher(self.app)) as publisher:
+            return drain(self, queue, progress, publisher, self.settings.lease)
 
     def adopters(self, timeout: float = 1.0) -> list[str]:
         """The workers that adopt delayed tasks, of those that answer in so many seconds."""
@@ -333,17 +341,27 @@ class DelayQ(Control, DeadLetters):
             batch_size=settings.batch_size,
         )
 
-    def adoption(self, dispatches: Callable[[], bool]) -> Adoption | None:
+    def adoption(self, dispatches: Callable[[], bool], consumer: Callable[[], Any]) -> Adoption | None:
         """Adoption for one worker; None if the settings or the broker do not want it.
 
         Args:
             dispatches: whether that worker's own dispatcher runs. If not, it adopts only while another lives.
+            consumer: gives the Kombu consumer that receives the worker's tasks.
         """
         settings = self.settings
-        if not (settings.adopt and settings.intercept and self.can_dispatch) or self.home.is_relayed:
+        if not (settings.adopt and settings.intercept and self.can_dispatch):
             return None
-        silence_us = self.home.liveness.silence_us
-        take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
+        if not self.home.is_relayed:
+            silence_us = self.home.liveness.silence_us
+            take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
+            return Adoption(self.app, take, settings.min_delay)
+        opener, silence = self.home.opener(ADOPTION_TIMEOUT), Silence(settings.max_poll_interval)
+        take = adoption.Relayed(
+            lambda: self.home.connect(opener),
+            lambda message: source_of(message, consumer()),
+            lambda: None if dispatches() else silence,
+            settings.wait_replicas,
+        )
         return Adoption(self.app, take, settings.min_delay)
 
     @cached_property

@@ -106,7 +106,7 @@ class AdoptionStep(bootsteps.Step):
             dispatcher: Dispatcher | Crew | None = getattr(consumer.controller, "delayq_dispatcher", None)
             return dispatcher is not None and dispatcher.running
 
-        consumer.delayq_adoption = consumer.app.delayq.adoption(dispatches)
+        consumer.delayq_adoption = consumer.app.delayq.adoption(dispatches, lambda: consumer.task_consumer)
         return consumer.delayq_adoption is not None
 
     def create(self, consumer: Any) -> None:

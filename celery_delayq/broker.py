@@ -236,13 +236,13 @@ def envelope(
 
 
 def source_of(message: Message) -> str | None:
-    """The queue that a delivered message came from. None: that cannot be told, since not one queue alone is bound to
-    where it was sent; or nobody will acknowledge it; or the broker is not Redis.
+    """The queue that a message of Redis, or of another of Kombu's virtual transports, came from. None: that cannot be
+    told, since not one queue alone is bound to where it was sent; or nobody will acknowledge it.
 
     (If more are bound, each message has the same delivery tag, and what becomes of one must not touch the others.)
     """
     channel, delivery = message.channel, message.delivery_info
-    if not is_redis(channel) or message.delivery_tag not in channel.qos._delivered:
+    if not isinstance(channel, VirtualChannel) or message.delivery_tag not in channel.qos._delivered:
         return None
     queues = set(queues_of(channel, delivery.get("exchange") or "", delivery.get("routing_key") or "") or ())
     return queues.pop() if len(queues) == 1 and not queues.isdisjoint(channel._active_queues) else None

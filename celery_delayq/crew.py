@@ -55,7 +55,7 @@ class Crew:
         self._watch.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """End after what is under way; wait *timeout* seconds at most, by default as long as the end of one may take."""
+        """End after what is under way; wait *timeout* seconds at most, by default as long as one of them may take."""
         if timeout is None:
             timeout = max(dispatcher.end_patience for dispatcher in self._dispatchers)
         deadline = monotonic() + timeout

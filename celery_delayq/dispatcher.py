@@ -111,6 +111,9 @@ class HandOver(Protocol):
     def begin(self, store: Store) -> None:
         """The store is connected, perhaps anew: finish what the connection before has left."""
 
+    def expired(self, store: Store, tick: Tick) -> list[Upcoming]:
+        """See to the topics of which a lease has run out; return those that are to be handed over for that."""
+
     def hand_over(
         self,
         store: Store,
@@ -340,7 +343,8 @@ class Dispatcher:
             self._finish()
         moved = dropped = orphans = tried = 0
         deadline = self._deadline(seen, tick.now_us, tick.next)
-        for upcoming in (*tick.due, *_expired(tick)):
+        expired = self._way.expired(store, tick) if tick.expired else []
+        for upcoming in (*tick.due, *expired):
             if self._stopping.is_set():
                 break
             if self._refused.get(upcoming.topic, 0.0) <= seen:
@@ -425,12 +429,6 @@ class Dispatcher:
             return Deadline(poll, None)
         due = seen + (upcoming.due_us - now_us) / SECOND_US
         return Deadline(due, upcoming) if due <= poll else Deadline(poll, None)
-
-
-def _expired(tick: Tick) -> list[Upcoming]:
-    """The topics of which only a lease has run out."""
-    due = {upcoming.topic for upcoming in tick.due}
-    return [Upcoming(tick.now_us, topic, None) for topic in tick.expired if topic not in due]
 
 
 def _midway(asked: float) -> float:

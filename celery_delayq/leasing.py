@@ -59,6 +59,7 @@ class Leasing:
         *,
         max_attempts: int | None = None,
         backoff_us: int = 1_000_000,
+        until_us: int | None = None,
         now_us: int | None = None,
         nonce: str | None = None,
     ) -> Reservation:
@@ -68,10 +69,12 @@ class Leasing:
 
         Args:
             max_attempts, backoff_us: as of :meth:`requeue`.
+            until_us: take also what becomes due by then, whether or not the topic is paused or held back, and however
+                late: to give it all back.
             nonce: letters and digits that nobody can guess, for tests; the tokens begin with it.
         """
         nonce = nonce or secrets.token_hex(NONCE)
-        reply = self._reserve(topic, limit, lease_us, now_us)(self.client, [nonce])
+        reply = self._reserve(topic, limit, lease_us, now_us)(self.client, [nonce, or_empty(until_us)])
         dropped, orphans, expired, left, now, next_us, next_topic, delivery, *columns = reply
         jobs = _read_reserved(topic, *columns)
         requeued = buried = 0

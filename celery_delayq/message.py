@@ -56,10 +56,10 @@ def read_eta(eta: object) -> datetime:
 
 
 def without_eta(
-    headers: dict[str, Any], properties: dict[str, Any], put_us: int
+    headers: dict[str, Any], properties: dict[str, Any], put_us: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Headers and properties for what waits: the ``eta`` moved from the ones to the others, and when it was put beside
-    it. The given ones stay.
+    it, if that is to be told. The given ones stay.
     """
     eta, reply_to = headers["eta"], properties.get("reply_to")
     return (
@@ -68,7 +68,7 @@ def without_eta(
             **properties,
             "reply_to": reply_to.name if isinstance(reply_to, Queue) else reply_to,
             DUE_PROPERTY: eta.isoformat() if isinstance(eta, datetime) else eta,
-            PUT_PROPERTY: put_us,
+            **({} if put_us is None else {PUT_PROPERTY: put_us}),
         },
     )
 
@@ -116,8 +116,13 @@ def envelope(
     properties: dict[str, Any],
     exchange: str,
     routing_key: str,
+    tag: str | None = None,
 ) -> bytes:
-    """A message as the job of a broker elsewhere, whichever: as Kombu's virtual transports write one."""
+    """A message as the job of a broker elsewhere, whichever: as Kombu's virtual transports write one.
+
+    Args:
+        tag: what tells two messages of the same content apart; by default something new.
+    """
     message = {
         "body": encode_body(body),
         "content-encoding": content_encoding,
@@ -127,7 +132,7 @@ def envelope(
             **properties,
             "priority": priority,
             "body_encoding": "base64",
-            "delivery_tag": uuid(),
+            "delivery_tag": tag or uuid(),
             "delivery_info": {"exchange": exchange, "routing_key": routing_key},
         },
     }

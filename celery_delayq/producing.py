@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amqp.exceptions import FrameError, FrameSyntaxError
-from kombu import Queue
+from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.transport.virtual import Channel as VirtualChannel
 
@@ -77,8 +77,10 @@ class ProducerPublisher:
             attempts = max(len(connection.alt) - 1, 0)
             connection.ensure_connection(max_retries=attempts, interval_start=0, interval_step=0)
             channel = connection.channel()
-            wire = _ConfirmedWire if hasattr(channel, "confirm_select") else _PlainWire
-            return wire(connection, channel, self._producer(channel, auto_declare=False))
+            producer = self._producer(channel, auto_declare=False)
+            if hasattr(channel, "confirm_select"):
+                return _ConfirmedWire(connection, channel, producer)
+            return _PlainWire(connection, channel, producer, self._exchanges())
         except BaseException:
             connection.release()
             raise
@@ -105,6 +107,12 @@ class ProducerPublisher:
         if topic in queues or not queues.create_missing:
             return queues.get(topic)
         return None if "/" in topic else queues.new_missing(topic)  # not added: a worker would begin to consume it
+
+    def _exchanges(self) -> dict[str, Exchange]:
+        """Those that the app knows, by name."""
+        bound = [queue.exchange for queue in self._queues.values()]
+        bound += [binding.exchange for queue in self._queues.values() for binding in queue.bindings or ()]
+        return {exchange.name: exchange for exchange in bound if exchange is not None and exchange.name}
 
     def close(self) -> None:
         """Close the connection; without waiting for a broker that does not answer."""
@@ -199,10 +207,11 @@ class _Wire(Protocol):
 class _PlainWire:
     """A transport that has a message when its call returns, as Kombu's virtual ones."""
 
-    def __init__(self, connection: Any, channel: Any, producer: Any) -> None:
+    def __init__(self, connection: Any, channel: Any, producer: Any, exchanges: Mapping[str, Exchange]) -> None:
         self.connection = connection
         self._channel = channel
         self._producer = producer
+        self._exchanges = dict(exchanges)  # those that are not declared yet
         self.keeps_properties = isinstance(channel, VirtualChannel)
         self.lost = (*connection.connection_errors, OSError, _Uncertain)
         self._declared: set[str] = set()
@@ -212,20 +221,30 @@ class _PlainWire:
 
     def declare(self, topic: str, queue: Queue | None, batch: _Batch) -> None:
         if queue is not None and topic not in self._declared:
-            try:
-                queue(self._channel).declare()
-            except (KombuError, *self.lost):
-                raise
-            except Exception as error:  # noqa: BLE001  # whatever this transport makes of it
-                _of_some(error)
-                batch.refuse_all(batch.messages, _told(error))
+            refusal = self._refusal(queue)
+            if refusal:
+                batch.refuse_all(batch.messages, refusal)
             else:
                 self._declared.add(topic)
         if self.keeps_properties:
             for number, message in batch.unsettled():
+                exchange = self._exchanges.pop(message.exchange, None)
+                if exchange is not None:  # Kombu would take it for a direct one
+                    self._refusal(exchange)
                 # Without a binding Kombu would drop it without a word.
                 if broker.queues_of(self._channel, message.exchange, message.routing_key) == []:
                     batch.refuse(number, _unroutable(message.exchange, message.routing_key))
+
+    def _refusal(self, entity: Queue | Exchange) -> str:
+        """Declare it; what this transport has against that, or ""."""
+        try:
+            entity(self._channel).declare()
+        except (KombuError, *self.lost):
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever this transport makes of it
+            _of_some(error)
+            return _told(error)
+        return ""
 
     def send(self, batch: _Batch, leases: Tended) -> None:
         if getattr(self._producer, "supports_batch_publish", False):  # Kombu 5.7

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -368,7 +368,7 @@ class _Delaying:
             return stock()
         arguments = (body, priority, content_type, content_encoding, headers, properties, exchange, routing_key)
         if self._joint.home.is_relayed:
-            return self._put_for_relay(stock, due, *arguments)
+            return self._put_for_relay(stock, due, declare or (), *arguments)
         channel = self.channel  # type: ignore[attr-defined]  # of the producer
         if not broker.is_redis(channel):
             self._joint.refuse(self.connection, self._wish)  # type: ignore[attr-defined]
@@ -392,7 +392,9 @@ class _Delaying:
             self._has_put(count)
         return None
 
-    def _put_for_relay(self, stock: Callable[[], Any], due: dict[str, int], *arguments: Any) -> Any:
+    def _put_for_relay(
+        self, stock: Callable[[], Any], due: dict[str, int], declare: Iterable[Any], *arguments: Any
+    ) -> Any:
         """The last step where the broker is not the Redis in which the message waits: does not touch the broker, which
         gets what has to be declared with the message.
         """
@@ -408,7 +410,7 @@ class _Delaying:
         if not hasattr(self, "made"):
             self._make([topic], headers["id"], envelope(*_waiting(*arguments)), 0, due)
         if self.gathers is not None:
-            self.gathers.add(self.made)
+            self.gathers.add(self.made, declare)
         else:
             try:
                 count = joint.home.put(self.made, self._wish.on_conflict, *joint.terms(self._options))

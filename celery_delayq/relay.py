@@ -19,7 +19,7 @@ import redis
 from .clock import SECOND_US
 from .errors import DelayQError, shortened
 from .job import Reserved, Tell, Upcoming
-from .store import Dispatched, Store
+from .store import Dispatched, Store, Tick
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,11 @@ class Relay:
         """Close the connection to the broker."""
         self._publisher.close()
 
+    def expired(self, _: Store, tick: Tick) -> list[Upcoming]:
+        """All that are not due: who reserves gives back what has outlived its lease."""
+        due = {upcoming.topic for upcoming in tick.due}
+        return [Upcoming(tick.now_us, topic, None) for topic in tick.expired if topic not in due]
+
     def hand_over(
         self,
         store: Store,
@@ -173,7 +178,7 @@ class Relay:
                 taken.buried,
             )
         read = (began + monotonic()) / 2  # when Redis read its clock
-        leases = _Leases(store, topic, taken.jobs, self._lease, began, goes_on)
+        leases = Leases(store, topic, taken.jobs, self._lease, began, goes_on)
         published = self._publisher.publish(taken.jobs, leases) if taken.jobs else []
         moved = self._settle(store, topic, taken.jobs, published, now_us)
         self._adapt(monotonic() - began, len(taken.jobs))
@@ -282,8 +287,14 @@ def _answers(
     return dues_us, tuple((id, match[1] if match else b"") for id, match in found)
 
 
-class _Leases:
-    """Those of one batch."""
+class Leases:
+    """Those of one batch.
+
+    Args:
+        lease: their length (s).
+        began: when they were asked for (s, monotonic).
+        goes_on: says no as soon as nothing more shall be sent.
+    """
 
     def __init__(
         self,

@@ -40,6 +40,11 @@ def topic_of(route: Route, routed: Iterable[Queue], known: Iterable[Queue]) -> s
     return f"{route.exchange}/{route.routing_key}"
 
 
+def is_broadcast(queue: Queue) -> bool:
+    """Whether what comes to that queue comes to others, too, whatever its routing key."""
+    return any(exchange.type == "fanout" for exchange, _ in _bindings(queue))
+
+
 def _bindings(queue: Queue) -> list[tuple[Any, str]]:
     own = [(queue.exchange, queue.routing_key or "")] if queue.exchange else []
     return own + [(binding.exchange, binding.routing_key or "") for binding in queue.bindings or ()]

@@ -410,6 +410,7 @@ class Store(Leasing):
         tell: Tell = Tell.NOTHING,
         pattern: bytes = b"",
         *,
+        counted: bool = False,
         now_us: int | None = None,
     ) -> Dispatched:
         """Move at most *limit* due jobs of *topic* to its ready lists, and none beyond *ceiling* ready messages.
@@ -417,9 +418,12 @@ class Store(Leasing):
         Args:
             tell: what to tell of the moved jobs, beyond how many they were.
             pattern: a Lua pattern; with ``Tell.JOBS``, tell what it finds in each body.
+            counted: some may have come back from a lease; forget how often. Always so where there are leases.
         """
         question = (tell.value, pattern) if tell else ()
-        reply = self._dispatch(topic, delivery, limit, position, ceiling, now_us, *question)(self.client, ())
+        reply = self._dispatch(topic, delivery, limit, position, ceiling, counted or self._leases, now_us, *question)(
+            self.client, ()
+        )
         moved, dropped, orphans, left, now, next_us, next_topic, next_delivery, *told = reply
         done = Dispatched(moved, dropped, orphans, bool(left), now, Upcoming.read(next_us, next_topic, next_delivery))
         if not told:
@@ -434,12 +438,13 @@ class Store(Leasing):
         limit: int,
         position: str,
         ceiling: int | None,
+        counted: bool,
         now_us: int | None,
         *question: str | bytes,
     ) -> Prepared:
         keys = self.keys
         names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
-        names += [*keys.of_topic(topic), *delivery.lists, *([keys.attempts(topic)] if self._leases else [])]
+        names += [*keys.of_topic(topic), *delivery.lists, *([keys.attempts(topic)] if counted else [])]
         args = [or_empty(now_us), topic, limit, position, or_empty(delivery.expires_ms), or_empty(ceiling)]
         return Prepared(script("dispatch"), names, [*args, *delivery.steps, *question])
 

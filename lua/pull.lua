@@ -95,14 +95,16 @@ if not judged then
   return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
 end
 
--- The next due jobs: their ids, due times and bodies; no more than there is room for, but one if it is the first.
+local last = now -- what is due later stays
+
+-- The next jobs: their ids, due times and bodies; no more than there is room for, but one if it is the first.
 local function read()
   local portion = taken == 0 and FIRST or PORTION
   if bytes > 0 then
     portion = math.max(1, math.min(portion, math.floor((BYTES - bytes) / bytes * taken)))
   end
   portion = math.min(portion, limit - taken)
-  local found = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now, 'WITHSCORES', 'LIMIT', 0, portion)
+  local found = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', last, 'WITHSCORES', 'LIMIT', 0, portion)
   local ids, dues = {}, {}
   for number = 1, #found, 2 do
     ids[#ids + 1], dues[#dues + 1] = found[number], found[number + 1]
@@ -111,8 +113,8 @@ local function read()
   for number = 1, #ids do
     bytes = bytes + (bodies[number] and #bodies[number] or 0)
     if bytes > BYTES and taken + number > 1 then
-      for last = #ids, number, -1 do
-        ids[last] = nil
+      for place = #ids, number, -1 do
+        ids[place] = nil
       end
       break
     end

@@ -36,7 +36,7 @@
 --          error WRONGTYPE   a key holds something else; nothing was changed
 --          error BADARG      an argument is unusable; nothing was changed
 --
--- Moves    reserved -> waiting; with its options, and due by the end of its grace at the latest
+-- Moves    reserved -> waiting; with its options, not due before it was, and by the end of its grace at the latest
 --          reserved -> dead, where its attempts are used up
 -- Cost     O(log n) for each id, n = jobs of the topic
 
@@ -111,6 +111,7 @@ local function end_lease(id, ticket, due, reason)
     buried = buried + 1
     return true
   end
+  due = math.max(due, was_due) -- it may have been reserved before its time
   grace = tonumber(grace or nil)
   if grace then -- counts from when it was due at first; it comes back by then, and not later
     local last = was_due + grace

@@ -25,6 +25,8 @@
 -- ARGV[3]  limit     jobs to take at most
 -- ARGV[4]  lease     us for which they are the caller's
 -- ARGV[5]  nonce     letters and digits that nobody can guess; the tokens are nonce, '.' and 1, 2, 3 ...
+-- ARGV[6]  until     us since the epoch: take what is due by then, also if the topic is held back or the job is later
+--                    than its grace; '' for what is due now
 --
 -- Returns  {dropped, orphans, expired, left, now, next, topic, delivery, tickets, {id, ...}, {body, ...}}
 --                            jobs laid aside, since they came too late; ids dropped because they had no body; 1 if a
@@ -38,7 +40,7 @@
 --          error BADARG      an argument is unusable; nothing was moved
 --
 -- Moves    waiting -> reserved, in the order of due times; jobs of one due in the order of their puts
---          waiting -> aside, where a job is later than its grace
+--          waiting -> aside, where a job is later than its grace; not with until
 -- Cost     O(log n + m log r), n = jobs of the topic, m = moved, r = reserved
 
 -- Jobs that one command reads or writes; the first portion is small, since nobody knows yet how large they are. No more
@@ -50,10 +52,11 @@ local PORTION, FIRST, BYTES = 100, 20, 8 * 1024 * 1024
 local SLICE, SLACK = 10000, 100000
 
 local now, topic, limit, lease, nonce = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local all_until = tonumber(ARGV[6]) -- nil: what is due
 
 if not limit or limit < 1 or limit % 1 ~= 0 or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0))
   or not (lease and lease >= 1 and lease % 1 == 0 and lease < 2 ^ 50) or not string.find(nonce or '', '^%w+$')
-  or #ARGV ~= 5 then
+  or #ARGV ~= 6 or (ARGV[6] ~= '' and not (all_until and all_until >= 0 and all_until % 1 == 0)) then
   return redis.error_reply(
     'BADARG needs whole numbers, a limit and a lease of 1 or more, and a nonce of letters and digits')
 end
@@ -91,10 +94,10 @@ local function judge()
       redis.call('HLEN', KEYS[7])
     end
   end
-  if interval then
+  if interval and not all_until then
     limit = math.min(limit, math.max(1, math.floor(SLICE / interval)))
   end
-  if hold and hold > now then
+  if hold and hold > now and not all_until then
     limit = 0
   end
   first_due = tonumber(redis.call('ZRANGE', KEYS[10], 0, 0, 'WITHSCORES')[2] or nil)
@@ -115,14 +118,16 @@ if not judged then
   return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
 end
 
--- The next due jobs: their ids, due times and bodies; no more than there is room for, but one if it is the first.
+local last = all_until or now -- what is due later stays
+
+-- The next jobs: their ids, due times and bodies; no more than there is room for, but one if it is the first.
 local function read()
   local portion = taken == 0 and FIRST or PORTION
   if bytes > 0 then
     portion = math.max(1, math.min(portion, math.floor((BYTES - bytes) / bytes * taken)))
   end
   portion = math.min(portion, limit - taken)
-  local found = redis.call('ZRANGEBYSCORE', KEYS[10], '-inf', now, 'WITHSCORES', 'LIMIT', 0, portion)
+  local found = redis.call('ZRANGEBYSCORE', KEYS[10], '-inf', last, 'WITHSCORES', 'LIMIT', 0, portion)
   local ids, dues = {}, {}
   for number = 1, #found, 2 do
     ids[#ids + 1], dues[#dues + 1] = found[number], found[number + 1]
@@ -131,8 +136,8 @@ local function read()
   for number = 1, #ids do
     bytes = bytes + (bodies[number] and #bodies[number] or 0)
     if bytes > BYTES and taken + number > 1 then
-      for last = #ids, number, -1 do
-        ids[last] = nil
+      for place = #ids, number, -1 do
+        ids[place] = nil
       end
       break
     end
@@ -143,7 +148,7 @@ end
 local all_tickets, all_ids, all_bodies = {}, {}, {}
 local runs_out = string.format('%.0f', now + lease) -- as text, which is handed on faster than a number
 local has_options = has_steps or has_firsts or has_graces or has_attempts
-local more = limit > 0 and first_due and first_due <= now
+local more = limit > 0 and first_due and first_due <= last
 while more do
   local ids, dues, bodies
   ids, dues, bodies, more = read()
@@ -156,7 +161,7 @@ while more do
   local attempts = has_attempts and redis.call('HMGET', KEYS[16], unpack(ids)) or {}
 
   -- Take out before putting in: a full Redis lets a script that has freed memory go on. The first #ids by rank are
-  -- these ids: all that is due comes before all that is not.
+  -- these ids: all that is due by then comes before all that is not.
   redis.call('HDEL', KEYS[11], unpack(ids))
   redis.call('ZREMRANGEBYRANK', KEYS[10], 0, #ids - 1)
   for key, is_there in pairs({
@@ -172,7 +177,7 @@ while more do
     local id, due, body, grace = ids[number], dues[number], bodies[number], graces[number]
     if not body then
       orphans = orphans + 1
-    elseif grace and tonumber(due) + (tonumber(grace) or math.huge) < now then
+    elseif grace and not all_until and tonumber(due) + (tonumber(grace) or math.huge) < now then
       redis.call('HSET', KEYS[7], 'late:' .. id, body)
       redis.call('ZADD', KEYS[6], now, 'late:' .. id)
       dropped = dropped + 1

@@ -9,6 +9,7 @@ import click
 from celery.bin.base import CeleryOption
 
 from celery_delayq.app import DelayQ
+from celery_delayq.broker import visibility_timeout
 
 from .changing import STOPPED, confirm, tasks, yes_option
 from .filters import queue_option
@@ -17,8 +18,8 @@ from .output import Bar, as_json, safe, write
 from .reading import json_option
 from .when import tell_length
 
-#: Kombu's own (s), where ``broker_transport_options`` names none.
-VISIBILITY_TIMEOUT = 3600
+#: RabbitMQ's own (s): then it takes back what a worker has not acknowledged, and closes the worker's channel.
+CONSUMER_TIMEOUT = 1800
 
 #: How many names one line takes.
 SOME = 5
@@ -64,7 +65,9 @@ def drain(ctx: click.Context, queue: str | None, force: bool, yes: bool, as_obje
         click.echo(f"queue {safe(name)} is paused, and stays as it is; --queue {safe(name)} drains it", err=True)
     for name, number in done.unreadable.items():
         click.echo(f"{tasks(number)} of queue {safe(name)} stay: their messages cannot be read", err=True)
-    if done.paused or done.unreadable or not done.count:
+    for name, number in done.refused.items():
+        click.echo(f"{tasks(number)} of queue {safe(name)} stay: the broker does not take them", err=True)
+    if done.paused or done.unreadable or done.refused or not done.count:
         raise click.exceptions.Exit(1)
 
 
@@ -75,12 +78,16 @@ def _some(names: list[str]) -> str:
 
 def _due_too_late(app: DelayQ, queue: str | None) -> str:
     """What stock Celery will do with those that are due after the visibility timeout; "" if there are none."""
-    options = app.app.conf.broker_transport_options or {}
-    timeout = float(options.get("visibility_timeout", VISIBILITY_TIMEOUT))
-    count = app.count(queue, start=datetime.now(timezone.utc) + timedelta(seconds=timeout))
-    if not count:
+    connection = app.app.connection_for_read()
+    timeout = visibility_timeout(connection)
+    if timeout is not None:
+        limit = f"the broker's visibility timeout of {tell_length(timeout)}"
+        then = "stock Celery may run such a task twice; broker_transport_options can raise it"
+    elif connection.get_transport_cls().driver_type == "amqp":
+        timeout = CONSUMER_TIMEOUT
+        limit = f"RabbitMQ's consumer_timeout, {tell_length(timeout)} by default"
+        then = "it closes the channel of a worker that holds such a task, and delivers it again; raise it there"
+    else:
         return ""
-    return (
-        f"{count:,} of these {'is' if count == 1 else 'are'} due later than the broker's visibility timeout of "
-        f"{tell_length(timeout)}: stock Celery may run such a task twice; broker_transport_options can raise it"
-    )
+    count = app.count(queue, start=datetime.now(timezone.utc) + timedelta(seconds=timeout))
+    return f"{count:,} of these {'is' if count == 1 else 'are'} due later than {limit}: {then}" if count else ""

@@ -39,7 +39,7 @@ class Worker:
     def __init__(self, app: Celery, channel: Any, queues: list[Queue], dispatches: bool, accept: Sequence[str]) -> None:
         self.held: list[Message] = []
         self.channel = channel
-        adoption = app.delayq.adoption(lambda: dispatches)
+        adoption = app.delayq.adoption(lambda: dispatches, lambda: self._consumer)
         assert adoption is not None
         self.adoption = adoption
         self._strategies = Adopting(adoption, channel.connection.connection_errors)
@@ -412,9 +412,9 @@ def test_a_transport_without_acknowledgements(make_app: Callable[..., Celery], i
 @pytest.mark.parametrize("off", ["delayq_adopt", "delayq_intercept"])
 def test_off(make_app: Callable[..., Celery], off: str) -> None:
     """A worker adopts nothing if told so; nor if plain delayed tasks are to go the stock way."""
-    assert make_app(**{off: False}).delayq.adoption(lambda: True) is None
+    assert make_app(**{off: False}).delayq.adoption(lambda: True, lambda: None) is None
 
 
 def test_a_broker_that_is_not_redis(make_app: Callable[..., Celery]) -> None:
     """Nothing to adopt into."""
-    assert make_app(broker_url="memory://").delayq.adoption(lambda: True) is None
+    assert make_app(broker_url="memory://").delayq.adoption(lambda: True, lambda: None) is None

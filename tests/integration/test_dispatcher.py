@@ -281,3 +281,53 @@ def test_one_that_serves_some_topics_works_through_a_backlog(store: Store, start
     start(topics=["q"], hand_over=Direct(batch_size=100), max_poll_interval=3600)
 
     assert arrived(store, 3000)[0] == b"0000"
+
+
+def test_what_somebody_else_reserved_and_left(start: Callable[..., Dispatcher], store: Store, caplog: Any) -> None:
+    """A direct dispatcher gives back what has outlived its lease, and hands it over after the back-off, to the list of
+    its step; also of a topic of which something is due; and nothing is left of its attempts.
+    """
+    leasing = Store(store.client, store.keys, leases=True)
+    ways = {"q": Delivery((0, 5), ("q", "q5")), "r": Delivery.plain("r")}
+    leasing.put([Put("q", "lost", b"lost", at_us=1, step=5), Put("r", "gone", b"gone", at_us=1)], ways)
+    for topic in ways:
+        assert len(leasing.reserve(topic, 10, 50_000).jobs) == 1
+    start()
+    store.put([Put("q", "plain", b"plain", in_us=100_000)], ways)
+
+    assert arrived(store, 1) == [b"plain"]
+    assert arrived(store, 1, topic="q5") == [b"lost"]
+    assert arrived(store, 1, topic="r") == [b"gone"]
+    assert not leasing.leased()
+    assert not store.client.exists(store.keys.attempts("q"), store.keys.attempts("r"))
+    assert "ran out; they wait again" in caplog.text
+
+
+def test_a_lease_that_cannot_be_ended(start: Callable[..., Dispatcher], store: Store, caplog: Any) -> None:
+    """It is said once, and holds up nobody."""
+    leasing = Store(store.client, store.keys, leases=True)
+    leasing.put([Put("r", "lost", b"lost", at_us=1)], {"r": Delivery.plain("r")})
+    leasing.reserve("r", 10, 1)
+    store.client.set(store.keys.dead("r"), "somebody else's")
+    dispatcher = start(max_poll_interval=0.05)
+    for number in range(3):
+        put(store, f"{number}", in_us=50_000)
+        arrived(store, number + 1)
+    assert dispatcher.counts.passes > 2
+    assert caplog.text.count("do not come back") == 1
+
+
+def test_what_was_put_for_a_broker_elsewhere(start: Callable[..., Dispatcher], store: Store, caplog: Any) -> None:
+    """If this Redis is the broker now, it goes to the list of its queue; what is for an exchange waits, with a word."""
+    store.put(
+        [Put("q", "mine", b"mine", at_us=1), Put("ex/key", "theirs", b"theirs", at_us=1)],
+        dict.fromkeys(("q", "ex/key"), Delivery.relayed()),
+    )
+    start()
+    assert arrived(store, 1) == [b"mine"]
+    deadline = time.monotonic() + 20
+    while "celery delayq drain" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert [job.id for job in store.find("theirs")] == [b"theirs"]
+    assert not store.client.exists("ex/key")

@@ -195,11 +195,15 @@ def test_the_command_for_machines(make_app: Callable[..., Celery], inside: Insid
     app.delayq.pause("a")
 
     said = run(app, "drain", "--yes", "--json")
-    assert (said.code, said.objects) == (1, [{"drained": 1, "unreadable": {}, "paused": ["a"]}])
+    assert (said.code, said.objects) == (1, [{"drained": 1, "unreadable": {}, "refused": {}, "paused": ["a"]}])
     assert said.err == "queue a is paused, and stays as it is; --queue a drains it\n"
 
     said = run(app, "drain", "--yes", "--json", "--queue", "a")
-    assert (said.code, said.objects, said.err) == (0, [{"drained": 1, "unreadable": {}, "paused": []}], "")
+    assert (said.code, said.objects, said.err) == (
+        0,
+        [{"drained": 1, "unreadable": {}, "refused": {}, "paused": []}],
+        "",
+    )
 
 
 # With real processes.

@@ -206,6 +206,7 @@ CALLS = {
             (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
             (60, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
             ("abc", ("", "a b", "a.b", "a-b")),
+            ("", ("soon", "1.5", "-1", "nan")),
         ],
     ),
     "ack": Call(

@@ -430,3 +430,32 @@ def test_topics_do_not_touch_each_other(store: Store) -> None:
     assert store.ack("q", [mine]) == [True]
     assert leases(store, "r") == {b"a": 71}
     assert store.client.hgetall(store.keys.ways) == {b"r": Delivery.plain("r").dumps().encode()}
+
+
+def test_what_becomes_due_by_then_is_taken_too(store: Store) -> None:
+    """In the same order; whatever holds the topic back, and however late one is: all of it shall leave."""
+    put(store, job("late", 1, grace_us=2), job("b", 700), job("a", 500), job("later", 900), job("free", 5, topic="r"))
+    store.pause("q")
+
+    done = store.reserve("q", 10, 60, until_us=NOW + 700, now_us=NOW + 50, nonce="n")
+
+    assert [(one.id, one.due_us - NOW) for one in done.jobs] == [(b"late", 1), (b"a", 500), (b"b", 700)]
+    assert (done.dropped, done.next) == (0, Upcoming(NOW + 5, "r", Delivery.plain("r")))
+    assert waiting(store) == {b"later": 900}
+    assert store.paused() == {"q"}
+    store.resume("q", 10_000.0, now_us=NOW + 50)
+    assert len(store.reserve("q", 10, 60, until_us=NOW + 900, now_us=NOW + 950).jobs) == 1
+
+
+def test_what_was_taken_before_its_time_does_not_come_back_before_it(store: Store) -> None:
+    """Whether it is given back, or its lease runs out: it waits as it did; and late, as what was due does."""
+    put(store, job("a", 5_000_000), job("b", 6_000_000, grace_us=50, step=3), job("c", 2))
+    taken = store.reserve("q", 10, 60, until_us=NOW + 9_000_000, now_us=NOW + 3, nonce="n").jobs
+    store.release("q", [one for one in taken if one.id != b"b"], now_us=NOW + 4)
+    assert waiting(store) == {b"c": 4, b"a": 5_000_000}
+
+    store.requeue("q", 10, now_us=NOW + 90)
+    assert waiting(store) == {b"c": 4, b"a": 5_000_000, b"b": 6_000_000}
+    assert index(store) == {b"q": 4}
+    last = reserve(store, after=6_000_050)[-1]
+    assert (last.id, last.step, last.attempts) == (b"b", 3, 2)
