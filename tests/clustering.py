@@ -128,9 +128,14 @@ class Nodes:
         ranges = self.tell(number, "CLUSTER", "SLOTS")
         return next((owner[2] for first, last, owner, *_ in ranges if first <= slot <= last), "")
 
-    def await_owner(self, slot: int, number: int) -> None:
-        """Wait until that node owns *slot*."""
-        until(lambda: self.owner(slot) == number, f"node {number} owns slot {slot}")
+    def await_replica(self, number: int) -> None:
+        """Wait until the replica of that master has all that was put over any connection."""
+
+        def has_all() -> bool:
+            told = self.client(number).info("replication")
+            return bool(told["slave0"]["offset"] == told["master_repl_offset"])
+
+        until(has_all, f"the replica of node {number} follows")
 
     def begin_move(self, slot: int, target: int) -> int:
         """The slot is on its way: keys of it may be here or there. Returns the number of the node it is leaving."""

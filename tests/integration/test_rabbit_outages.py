@@ -46,7 +46,7 @@ def test_a_rabbit_that_dies(own_rabbit: RabbitServer, server: RedisServer) -> No
         delayq = project.app.delayq
         task_ids = {project.send(countdown=0.01, queue=name) for name in names}
         dispatcher = delayq.dispatcher()
-        publisher = dispatcher._way._publisher
+        publisher = dispatcher._dispatchers[0]._way._publisher
         publish, uncertain = publisher.publish, set()
 
         def noted(jobs: Any, leases: Any) -> list[Published]:
