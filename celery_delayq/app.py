@@ -16,7 +16,7 @@ from celery.signals import task_received
 from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
-from .adoption import Adoption, Silence
+from .adoption import Adoption, Silence, Take
 from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep
 from .clock import moment_of, seconds_of
 from .control import Control
@@ -125,6 +125,11 @@ class DelayQ(Control, DeadLetters):
     def unattended(self) -> int:
         """How many delayed tasks this process has sent while no dispatcher lived."""
         return self.home.liveness.unattended
+
+    @property
+    def adopted(self) -> int:
+        """How many delayed messages the workers of this process have adopted."""
+        return sum(adoption.count for adoption in self._adoptions)
 
     def apply_at(
         self,
@@ -351,18 +356,26 @@ class DelayQ(Control, DeadLetters):
         settings = self.settings
         if not (settings.adopt and settings.intercept and self.can_dispatch):
             return None
+        made = Adoption(self.app, self._take(dispatches, consumer), settings.min_delay)
+        self._adoptions.add(made)
+        return made
+
+    @cached_property
+    def _adoptions(self) -> WeakSet[Adoption]:
+        return WeakSet()
+
+    def _take(self, dispatches: Callable[[], bool], consumer: Callable[[], Any]) -> Take:
+        settings = self.settings
         if not self.home.is_relayed:
             silence_us = self.home.liveness.silence_us
-            take = adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
-            return Adoption(self.app, take, settings.min_delay)
+            return adoption.direct(settings.prefix, settings.min_delay, lambda: None if dispatches() else silence_us)
         opener, silence = self.home.opener(ADOPTION_TIMEOUT), Silence(settings.max_poll_interval)
-        take = adoption.Relayed(
+        return adoption.Relayed(
             lambda: self.home.connect(opener),
             lambda message: source_of(message, consumer()),
             lambda: None if dispatches() else silence,
             settings.wait_replicas,
         )
-        return Adoption(self.app, take, settings.min_delay)
 
     @cached_property
     def finisher(self) -> Finisher:

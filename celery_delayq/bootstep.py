@@ -142,13 +142,17 @@ class CheckUpStep(bootsteps.Step):
 
 @inspect_command(name="delayq")  # type: ignore[untyped-decorator]  # Celery's
 def show(state: Any, **_: Any) -> dict[str, Any]:
-    """Show what the dispatcher of delayed tasks does and has done, and how many of them the worker has adopted."""
+    """Show what the dispatcher of delayed tasks does and has done, how many of them the worker has adopted, and what
+    its main process has sent while no dispatcher lived.
+    """
     dispatcher: Dispatcher | Crew | None = getattr(state.consumer.controller, "delayq_dispatcher", None)
     adoption: Adoption | None = getattr(state.consumer, "delayq_adoption", None)
+    delayq = getattr(state.app, "delayq", None)
     told = {
         "version": __version__,
         # Celery's own command loads us as a plugin: a worker may answer whose app knows nothing of us.
-        "joined": getattr(state.app, "delayq", None) is not None,
+        "joined": delayq is not None,
+        "unattended": delayq.unattended if delayq is not None else 0,
         "adopting": adoption is not None,
         "adopted": adoption.count if adoption else 0,
     }

@@ -46,7 +46,7 @@ def export_jobs(delayq: Inspection, wanted: Filter | None = None) -> Iterator[li
     """What waits, or what *wanted* means of it, as lines; many at a time.
 
     A job that keeps its place comes exactly once, whatever else comes and goes meanwhile. One whose message is
-    missing, and that will never be handed over, is left out.
+    missing, and that will never be handed over, is left out; so is what does not wait: reserved jobs and dead ones.
 
     Raises:
         kombu.exceptions.OperationalError: Redis cannot be reached.

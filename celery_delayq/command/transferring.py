@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import click
 from celery.bin.base import CeleryOption
 
+from celery_delayq.app import DelayQ
 from celery_delayq.errors import ImportRefused
 from celery_delayq.job import OnConflict
 from celery_delayq.transfer import Imported, export_jobs, import_jobs
@@ -33,7 +34,7 @@ def export(ctx: click.Context, path: str, where: dict[str, Any]) -> None:
     """Write what waits to FILE, or to the standard output: a JSON object for each task, on a line of its own.
 
     The messages are in it byte for byte, so that 'import' can put them back as they were. FILE is replaced when all is
-    written.
+    written. What is being handed over to a broker elsewhere, and dead letters, are not in it; it says how many.
     """
     app = delayq_of(ctx)
     total = app.count(where["queue"], start=where["start"], end=where["end"])
@@ -44,6 +45,19 @@ def export(ctx: click.Context, path: str, where: dict[str, Any]) -> None:
             count += len(lines)
             bar.progress(count, max(total, count))
     click.echo(f"{tasks(count)} exported", err=True)
+    _tell_of_others(app, where["queue"])
+
+
+def _tell_of_others(app: DelayQ, queue: str | None) -> None:
+    """What does not wait, and is in no export."""
+    loads = app.stats(*([] if queue is None else [queue]))
+    reserved, dead = (sum(getattr(load, state) for load in loads.values()) for state in ("reserved", "dead"))
+    if reserved:
+        click.echo(f"not in it: {tasks(reserved)} under a lease, being handed over or given back later", err=True)
+    if dead:
+        click.echo(
+            f"not in it: {dead:,} dead {'letter' if dead == 1 else 'letters'}; 'dead retry' lets them wait", err=True
+        )
 
 
 class Behind:

@@ -115,6 +115,7 @@ def register(
             registry.register(_StoreCollector(lambda: delayq._loads(names, limit), timeout))
         lateness = _Lateness(limit)
         registry.register(_DispatcherCollector(delayq, lateness))
+        registry.register(_ProcessCollector(delayq))
         # In its multiprocess mode prometheus_client gives its own metrics from files.
         if not {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & set(os.environ):
             registry.register(SCRIPT_DURATION)
@@ -322,3 +323,27 @@ class _DispatcherCollector:
             max((count.last_pass or 0.0 for count in counts), default=0.0),
         )
         yield self._lateness.family()
+
+
+class _ProcessCollector:
+    """What this process has met outside of the store: as a producer, and as a worker."""
+
+    def __init__(self, delayq: DelayQ) -> None:
+        self._delayq = delayq
+
+    def describe(self) -> Iterator[Metric]:
+        """The names, without reading settings."""
+        return self._families(0, 0)
+
+    def collect(self) -> Iterator[Metric]:
+        """What there is now."""
+        return self._families(self._delayq.unattended, self._delayq.adopted)
+
+    @staticmethod
+    def _families(unattended: int, adopted: int) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "delayq_unattended_total", "Delayed tasks that this process has sent while no dispatcher lived.", unattended
+        )
+        yield CounterMetricFamily(
+            "delayq_adopted_total", "Delayed messages that this worker has put into the store.", adopted
+        )

@@ -165,3 +165,18 @@ def test_settings(make_app: Callable[..., Celery]) -> None:
         Settings.read({"delayq_lease": "redis://user:secret@host/0"})
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(Settings.read({"delayq_store_url": "redis://:secret@host"}))
+
+
+def test_an_export_says_what_is_not_in_it(app: Celery) -> None:
+    """Dead letters, and what somebody has under a lease; by queue, if it is of one."""
+    app.delayq.apply_delayed("shop.remind", -1, task_id="e")
+    with app.delayq._store() as store:
+        store.reserve("celery", 1, 60_000_000)
+    said = run(app, "export")
+    assert [fields["id"] for fields in said.objects] == ["d"]
+    assert said.err.splitlines() == [
+        "1 task exported",
+        "not in it: 1 task under a lease, being handed over or given back later",
+        "not in it: 3 dead letters; 'dead retry' lets them wait",
+    ]
+    assert "not in it: 1 dead letter;" in run(app, "export", "--queue", "other").err

@@ -33,6 +33,9 @@ from .worker import ROOT, Project, wait_for
 
 ONE_REDIS = True
 
+#: What a process tells that has not met anything.
+NOTHING_MET = {"delayq_unattended_total": 0.0, "delayq_adopted_total": 0.0}
+
 #: A moment for a dispatcher that is told the time (us).
 NOW = 1_800_000_000_000_000
 
@@ -186,7 +189,7 @@ def test_to_register_reads_nothing_and_a_dead_redis_is_told(
 
         found = [scrape(registry) for _ in range(2)]
 
-    assert found == [{"delayq_up": 0.0}] * 2
+    assert found == [{"delayq_up": 0.0, **NOTHING_MET}] * 2
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
@@ -203,7 +206,7 @@ def test_a_redis_that_hangs_holds_one_thread(registry: CollectorRegistry) -> Non
         assert len(readers) == 1
     readers[0].join(60)  # the server is gone: so is what it waited for
 
-    assert found == [{"delayq_up": 0.0}] * 3
+    assert found == [{"delayq_up": 0.0, **NOTHING_MET}] * 3
     assert took < 30
 
 
@@ -412,3 +415,19 @@ def test_a_port_that_is_taken_ends_no_worker(
         prometheus.serve(app, taken.getsockname()[1], "127.0.0.1", registry)
 
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_what_a_process_has_met(make_app: Callable[..., Celery], registry: CollectorRegistry) -> None:
+    """How many tasks it has sent while no dispatcher lived, and how many messages it has adopted as a worker."""
+    app = make_app()
+    prometheus.register(app, registry)
+    before = scrape(registry)
+    assert before["delayq_unattended_total"] == before["delayq_adopted_total"] == 0
+
+    for _ in range(2):
+        app.send_task("add", countdown=60)
+    adoption = app.delayq.adoption(lambda: True, lambda: None)
+    assert adoption is not None
+    adoption.count = 3
+    found = scrape(registry)
+    assert (found["delayq_unattended_total"], found["delayq_adopted_total"]) == (2, 3)

@@ -84,7 +84,7 @@ def test_delayed_tasks_of_old_producers(
         assert not [line for line in project.ledger.lines() if line["due"] and line["at"] < line["due"] - 0.001]
         assert waiting(client, queue, prefix) == len(late)
         assert said["prefetch_count"] == 2 * project.conf.get("worker_prefetch_multiplier", 4) or pool == "solo"
-        assert (state["adopting"], state["adopted"]) == (True, 50)
+        assert (state["adopting"], state["adopted"], state["unattended"]) == (True, 50, 0)
         assert worker.said("Traceback") == 0
 
 
