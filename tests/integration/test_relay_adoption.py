@@ -212,6 +212,24 @@ def test_a_redis_that_delivers_again(apps: Apps, inside: Inside, other: RedisSer
     assert inside.one().raw == first
 
 
+def test_shards(apps: Apps, rabbit_url: str, name: str) -> None:
+    """Each is put into its own, and known there when it is delivered again."""
+    app, stock = apps(rabbit_url, delayq_shards=3)
+    ids = {f"{number}" for number in range(20)}
+    for _ in range(2):
+        with worker(app, Queue(name)) as dying:
+            for task_id in ids if app.delayq.count() == 0 else ():
+                stock.send_task("add", queue=name, eta=THEN, task_id=task_id)
+            for _ in ids:
+                message = dying.receive()
+                message.ack_log_error = lambda *_: None
+                dying.judge(message)
+            assert dying.held == []
+        assert {task.id for task in app.delayq.scheduled()} == ids
+    assert app.delayq.count() == 20
+    assert len(drained(rabbit_url, name)) == 20
+
+
 def test_a_message_that_went_to_several_queues(apps: Apps, inside: Inside, rabbit_url: str, name: str) -> None:
     """Each queue has its own copy, and gets that one back, and no other."""
     exchange = Exchange(f"ex-{name}", "topic")

@@ -245,6 +245,16 @@ def test_what_waits_for_another_broker(make_relayed: Callable[..., Celery], insi
     assert len(inside.waiting()) == 1
 
 
+def test_shards(make_relayed: Callable[..., Celery], broker: Inside) -> None:
+    """All of them, each to its end."""
+    app = make_relayed(delayq_shards=3)
+    results = app.delayq.apply_many([(app.signature("add"), THEN + timedelta(seconds=number)) for number in range(300)])
+
+    assert app.delayq.drain().count == 300
+    assert Counter(one["headers"]["id"] for one in broker.ready()) == Counter(result.id for result in results)
+    assert app.delayq.count() == 0
+
+
 # With real processes.
 
 
