@@ -236,7 +236,8 @@ class Storm:
     def _inflict(self, fault: Fault) -> None:
         kind, target = fault.kind, fault.target
         server, participant = self._servers.get(target), self._participants.get(target)
-        if (server is not None and not server.is_up) or (participant is not None and not participant.lives):
+        may_hit = server is None or (server.is_rested if fault.is_kill else server.is_up)
+        if not may_hit or (participant is not None and not participant.lives):
             self._later(0.1, lambda: self._inflict(fault))  # it comes as soon as there is somebody to hit
             return
         began = time.monotonic()

@@ -35,6 +35,10 @@ def client_of(server: RedisServer) -> redis.Redis:
     return redis.Redis(port=server.port, socket_timeout=60, retry=Retry(ConstantBackoff(0.1), 5))
 
 
+#: So long (s) a server that has come back is not killed again: where it starts slowly it would be dead all the time.
+REST = 5.0
+
+
 class Lives:
     """A server that was started, and its deaths.
 
@@ -46,6 +50,7 @@ class Lives:
         self.outages: list[tuple[float, float]] = []
         self._start, self._kill = start, kill
         self._dead_since: float | None = None
+        self._back_since = 0.0
         self._starting: Future[None] | None = None
         self._starter = ThreadPoolExecutor(1)
 
@@ -58,9 +63,15 @@ class Lives:
         """
         if self._dead_since is not None and self._starting is not None and self._starting.done():
             self._starting.result()
-            self.add_outage(self._dead_since, time.monotonic())
+            self._back_since = time.monotonic()
+            self.add_outage(self._dead_since, self._back_since)
             self._dead_since = self._starting = None
         return self._dead_since is None
+
+    @property
+    def is_rested(self) -> bool:
+        """Whether it answers, and has done so for a while."""
+        return self.is_up and time.monotonic() - self._back_since > REST
 
     def add_outage(self, begin: float, end: float) -> None:
         self.outages.append((begin, end))
