@@ -401,11 +401,3 @@ def test_no_dispatcher_lives(make_app: Callable[..., Celery], server: RedisServe
         found = [connection.default_channel.basic_get("unattended", no_ack=True) for _ in range(2)]
     assert [message.headers["id"] for message in found] == [first.id, second.id]
     assert all(message.headers["eta"] and DUE_PROPERTY not in message.headers for message in found)
-
-
-def test_what_is_not_for_relay(make_relayed: Callable[..., Celery]) -> None:
-    """A worker of a relayed app adopts nothing, and there is no drain."""
-    app = make_relayed()
-    assert app.delayq.adoption(lambda: True) is None
-    with pytest.raises(ImproperlyConfigured, match="delayq_store_url"):
-        app.delayq.drain()
