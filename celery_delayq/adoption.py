@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 #: How often (s) a worker says that it holds messages because the store takes none.
 REMINDER = 60.0
 
+#: A store elsewhere is opened anew after so long (s): it may have got more shards.
+REOPENED = 5.0
+
 #: For so long (s) a store elsewhere that was away is left alone: meanwhile the worker has other messages to look at.
 AWAY = 10.0
 
@@ -216,7 +219,8 @@ class Relayed:
         self._silence = silence
         self._replicas = replicas
         self._store: Store | Sharded | None = None
-        self._away_until = 0.0  # s, monotonic
+        self._opened = 0.0  # s, monotonic
+        self._away_until = 0.0  # the same
         self._trouble = ""
 
     def __call__(self, found: Found) -> Adopted:
@@ -259,8 +263,10 @@ class Relayed:
             return self._put_once(job, on_conflict)
 
     def _put_once(self, job: Put, on_conflict: OnConflict) -> Adopted:
+        if monotonic() - self._opened > REOPENED:
+            self.close()
         if self._store is None:
-            self._store = self._connect()
+            self._store, self._opened = self._connect(), monotonic()
         way, origin, liveness = {job.topic: Delivery.relayed()}, Origin.RETRIED, self._silence()
         try:
             self._store.put([job], way, on_conflict, origin=origin, liveness=liveness, replicas=self._replicas)

@@ -6,8 +6,9 @@ ACL users, credential providers, sockets and database numbers need no settings o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -299,14 +300,15 @@ def connect(connection: Any) -> Channel:
     return channel
 
 
-def own_store(channel: Channel, prefix: str, shard: int = 0, *, leases: bool = False) -> Store:
-    """The store on a connection of its own from that channel's pool, for one thread. Closed with the channel's
-    connection, which also keeps the channel: that one forgets its sockets in the children of a fork.
+def own_stores(channel: Channel, prefix: str, *, leases: bool = False) -> Callable[[int], Store]:
+    """Gives the store of each shard on one connection of its own from that channel's pool, for one thread. They are
+    closed with the channel's connection, which also keeps the channel: that one forgets its sockets in the children of
+    a fork.
     """
     # One thread, one socket: no time goes into getting it from the pool and giving it back.
     client = redis.Redis(connection_pool=channel.pool, single_connection_client=True)
-    keys = replace(_link(channel, prefix).store.keys, shard=shard)
-    return Store(client, keys, owner=channel.connection.client, leases=leases)
+    keys, owner = _link(channel, prefix).store.keys, channel.connection.client
+    return cache(lambda shard: Store(client, replace(keys, shard=shard), owner, leases=leases))
 
 
 def follow_master(connection: Any) -> None:

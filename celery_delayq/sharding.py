@@ -12,8 +12,9 @@ each, and what it saves is one look in a second shard.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -41,6 +42,9 @@ from .store import Store
 
 T = TypeVar("T")
 AnyPage = TypeVar("AnyPage", Page, DeadPage)
+
+#: Calls that are under way at once: each has a connection, of which Kombu's pools give ten.
+AT_ONCE = 8
 
 #: Gives the store of the shard of that number.
 StoreOf = Callable[[int], Store]
@@ -389,7 +393,7 @@ class Sharded:
 
 
 class Together(Generic[T]):
-    """Calls that are under way in several shards; like :class:`~celery_delayq.scripts.Begun`.
+    """Calls that are under way in several shards, some of them at once; like :class:`~celery_delayq.scripts.Begun`.
 
     Args:
         some: the shards, and what each is called with.
@@ -403,32 +407,39 @@ class Together(Generic[T]):
         begin: Callable[[Store, Sequence[Put]], Begun[T]],
         join: Callable[[list[T]], T],
     ) -> None:
+        self._rest = deque(some)
+        self._begin = begin
         self._join = join
-        self._begun: list[Begun[T]] = []
+        self._begun: deque[Begun[T]] = deque()
         try:
-            for part, jobs in some:
-                self._begun.append(begin(part, jobs))
+            self._begin_some()
         except BaseException:
             self.drop()
             raise
 
+    def _begin_some(self) -> None:
+        while self._rest and len(self._begun) < AT_ONCE:
+            self._begun.append(self._begin(*self._rest.popleft()))
+
     def result(self) -> T:
-        """Wait for all, and raise what the first has raised that did."""
+        """Wait for all. If one raises, those that are not begun yet never are."""
         found: list[T] = []
-        trouble: Exception | None = None
-        for begun in self._begun:
-            try:
-                found.append(begun.result())
-            except Exception as error:  # noqa: BLE001  # raised when the others have been read
-                trouble = trouble or error
-        if trouble is not None:
-            raise trouble
+        try:
+            while self._begun:
+                found.append(self._begun.popleft().result())
+                self._begin_some()
+        except BaseException:
+            self._rest.clear()
+            while self._begun:  # they have been sent: what becomes of them should be known before anybody goes on
+                with suppress(Exception):
+                    self._begun.popleft().result()
+            raise
         return self._join(found)
 
     def drop(self) -> None:
         """Never read the replies."""
-        for begun in self._begun:
-            begun.drop()
+        while self._begun:
+            self._begun.popleft().drop()
 
 
 def _name(id: str | bytes) -> bytes:

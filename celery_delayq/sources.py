@@ -151,8 +151,7 @@ class KombuSource:
 
     def _open(self, connection: Any) -> Opened:
         channel = broker.connect(connection)
-        own = partial(broker.own_store, channel, self._prefix, leases=self._leases)
-        return Opened(own, connection.close)
+        return Opened(broker.own_stores(channel, self._prefix, leases=self._leases), connection.close)
 
 
 class ClusterSource:
@@ -208,14 +207,15 @@ class ClusterSource:
         return partial(self._open, cluster if timeout is None else cluster.within(_limits(timeout)))
 
     def _open(self, cluster: Cluster) -> Opened:
-        opened: list[Store] = []
+        opened: dict[int, Store] = {}
 
         def store_of(shard: int) -> Store:
-            opened.append(self._store_of(cluster, shard, own=True))
-            return opened[-1]
+            if shard not in opened:
+                opened[shard] = self._store_of(cluster, shard, own=True)
+            return opened[shard]
 
         def close() -> None:
-            for store in opened:
+            for store in opened.values():
                 store.close()
 
         return Opened(store_of, close)

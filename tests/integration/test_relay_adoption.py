@@ -404,3 +404,25 @@ def test_a_store_that_hangs_does_not_stop_a_worker(
             for message in one.held:
                 message.ack()
     assert adoption.AWAY > 5
+
+
+def test_more_shards(
+    apps: Apps, make_app: Callable[..., Celery], server: RedisServer, other: RedisServer, name: str, monkeypatch: Any
+) -> None:
+    """A worker that was there before finds the ids that wait in new shards, and puts none of them a second time."""
+    monkeypatch.setattr(adoption, "REOPENED", 0.0)
+    app, stock = apps(other.url(), task_default_queue=name)
+    ids = [f"id-{number}" for number in range(8)]
+    with worker(app, Queue(name)) as one:
+        stock.send_task("add", eta=THEN, task_id="first")
+        one.work()
+        new = make_app(broker_url=other.url(), delayq_store_url=server.url(), delayq_shards=5, task_default_queue=name)
+        for id in ids:
+            new.send_task("add", eta=THEN, task_id=id)
+            stock.send_task("add", eta=THEN + timedelta(hours=1), task_id=id)
+            one.work()
+
+    found = [new.delayq.get_all(id) for id in ids]
+    assert [len(tasks) for tasks in found] == [1] * 8
+    assert min(tasks[0].due for tasks in found) == THEN + timedelta(hours=1)
+    assert len(new.delayq.get_all("first")) == 1

@@ -18,7 +18,9 @@ from kombu.exceptions import OperationalError
 from celery_delayq import AlreadyScheduled, ImproperlyConfigured
 from celery_delayq.command.dispatching import STUCK
 from celery_delayq.embedded import RedisServer, free_port
+from celery_delayq.errors import ImportRefused
 from celery_delayq.health import Health
+from celery_delayq.job import OnConflict
 from celery_delayq.keys import Keys
 from celery_delayq.sharding import Sharded
 from celery_delayq.transfer import export_jobs, import_jobs
@@ -156,6 +158,29 @@ def test_all_that_can_be_done(make_sharded: Callable[..., Celery], url: str) -> 
     with delayq._store() as store:
         assert isinstance(store, Sharded)
         assert all(part.topics() for part in store.parts)
+
+
+def test_more_shards_than_connections(
+    make_sharded: Callable[..., Celery], url: str, running: Callable[[Any], Any]
+) -> None:
+    """Kombu's pools give ten connections at most; who looks, transfers and dispatches needs one, or a few at once."""
+    app = make_sharded(url, 40, "mail")
+    delayq = app.delayq
+    delayq.apply_many([(app.signature("record", task_id=f"t{n}"), WHEN + timedelta(seconds=n)) for n in range(300)])
+    ids = [f"t{number}" for number in range(300)]
+    assert ids_of(app) == ids
+    lines = b"".join(line for some in export_jobs(delayq) for line in some)
+    assert delayq.cancel(*ids[:100], mark=False) == 100
+    assert import_jobs(delayq, io.BytesIO(lines), OnConflict.KEEP).written == 100
+    with pytest.raises(ImportRefused):
+        import_jobs(delayq, io.BytesIO(lines.replace(b"2040-01-02", b"2041-01-02")))
+    assert {finding.check for finding in delayq.doctor() if finding.level.value == "broken"} <= {
+        "dispatchers",
+        "broker",
+    }
+    store = delayq.connect()
+    assert len(store.parts) == 40
+    store.close()
 
 
 def test_a_shift_that_is_broken_off_moves_nothing_twice(
