@@ -57,8 +57,7 @@ class DelayQ(Control, DeadLetters):
     """Delayed tasks of an app wait in Redis until they are due.
 
     One line makes it so: ``DelayQ(app)``. It is then also ``app.delayq``, by which whatever waits can be seen and
-    changed. Nothing is read from the configuration and
-    nothing is connected before it is needed.
+    changed. Nothing is read from the configuration and nothing is connected before it is needed.
 
     Args:
         app: the Celery app; or none now, and :meth:`init_app` later.
