@@ -45,13 +45,13 @@ def make_app(broker_url: str, records_url: str, *, delayq: bool, conf: dict[str,
         DelayQ(app)
 
     # Not shared: else the tasks of the app that is made first would serve all apps of this process.
-    @app.task(name="benchmarks.stamp", shared=False)  # type: ignore[untyped-decorator]
+    @app.task(name="benchmarks.stamp", shared=False)
     def stamp(due: float) -> None:
         """Record when this task was due and when it started."""
         started = time.time()
         _records(records_url, os.getpid()).rpush(RECORDS, f"{due!r} {started!r}")
 
-    @app.task(name="benchmarks.mark", shared=False)  # type: ignore[untyped-decorator]
+    @app.task(name="benchmarks.mark", shared=False)
     def mark(number: int) -> None:
         """Record that this task has run."""
         _records(records_url, os.getpid()).rpush(RECORDS, number)

@@ -35,8 +35,8 @@ def _look_ups(bench: Bench, backlog: Backlog, dice: random.Random) -> tuple[floa
     jobs = [backlog.job(now_us + dice.randrange(DAY_US, 30 * DAY_US)) for _ in range(BLOCK)]
     backlog.store.put(jobs, {QUEUE: backlog.delivery})
     ids = [job.id.decode() if isinstance(job.id, bytes) else job.id for job in jobs]
-    got = _timed([lambda task_id=task_id: delayq.get(task_id) for task_id in ids])  # type: ignore[misc]
-    cancelled = _timed([lambda task_id=task_id: delayq.cancel(task_id) for task_id in ids])  # type: ignore[misc]
+    got = _timed([lambda task_id=task_id: delayq.get(task_id) for task_id in ids])
+    cancelled = _timed([lambda task_id=task_id: delayq.cancel(task_id) for task_id in ids])
     return got, cancelled
 
 

@@ -38,7 +38,7 @@ def run(conditions: Conditions) -> list[Row]:
             for number in range(tasks):
                 bench.task("mark").apply_async((number,), countdown=due - time.time())
         for bench in benches:
-            wait_until(lambda bench=bench: bench.recorded() >= tasks, f"{bench.name} tasks")  # type: ignore[misc]
+            wait_until(lambda bench=bench: bench.recorded() >= tasks, f"{bench.name} tasks")
         time.sleep(2 * VISIBILITY_TIMEOUT)  # whatever was given out twice has run by then
         ours, native = (Counter(bench.take_records()) for bench in benches)
     exactly_once = len(ours) == tasks and set(ours.values()) == {1}

@@ -52,7 +52,7 @@ def _stream(ours: Bench, native: Bench, turns: int) -> tuple[Seconds, Seconds, S
         eta = None if at_once else datetime.fromtimestamp(due, timezone.utc)
         bench.task("stamp").apply_async((due,), eta=eta)
     for bench, count in ((ours, turns * RATE), (native, 2 * turns * RATE)):
-        wait_until(lambda bench=bench, count=count: bench.recorded() >= count, f"{bench.name} tasks")  # type: ignore[misc]
+        wait_until(lambda bench=bench, count=count: bench.recorded() >= count, f"{bench.name} tasks")
 
     late: Seconds = [[] for _ in range(3 * turns)]
     for bench in (ours, native):

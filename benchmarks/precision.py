@@ -126,7 +126,7 @@ class _Meter:
         self._count += 1
         id = f"{MARK}-{self._count}"
         job = self._backlog.job(at_us)
-        return Put(QUEUE, id, job.body.replace(job.id, id.encode()), at_us=at_us)  # type: ignore[arg-type]
+        return Put(QUEUE, id, job.body.replace(job.id, id.encode()), at_us=at_us)
 
     def late(self, seconds: int) -> list[float]:
         """A stream of jobs that fall due at random moments."""

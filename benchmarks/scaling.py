@@ -43,7 +43,7 @@ def _put_block(backlog: Backlog, taken: Taken, dice: random.Random) -> None:
     now_us = int(time.time() * SECOND_US)
     jobs = [backlog.job(now_us + dice.randrange(DAY_US, 30 * DAY_US)) for _ in range(BLOCK)]
     deliveries = {QUEUE: backlog.delivery}
-    taken.measure(backlog, [lambda job=job: backlog.store.put([job], deliveries) for job in jobs])  # type: ignore[misc]
+    taken.measure(backlog, [lambda job=job: backlog.store.put([job], deliveries) for job in jobs])
     backlog.store.delete(QUEUE, [job.id for job in jobs])
 
 
@@ -55,7 +55,7 @@ def _dispatch_block(backlog: Backlog, taken: Taken) -> None:
         done = backlog.store.dispatch(QUEUE, backlog.delivery, 1000, now_us=due_us + number * 1000)
         assert done.moved == 1
 
-    taken.measure(backlog, [lambda number=number: dispatch(number) for number in range(BLOCK)])  # type: ignore[misc]
+    taken.measure(backlog, [lambda number=number: dispatch(number) for number in range(BLOCK)])
     backlog.store.client.delete(*backlog.delivery.lists)
 
 

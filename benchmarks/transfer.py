@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from .apps import ENVIRONMENT
 from .backlog import BODY_BYTES, Backlog

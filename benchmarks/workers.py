@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import redis
 from celery import Celery, Task
 

@@ -371,7 +371,7 @@ class _Delaying:
             return self._put_for_relay(stock, due, declare or (), *arguments)
         channel = self.channel  # type: ignore[attr-defined]  # of the producer
         if not broker.is_redis(channel):
-            self._joint.refuse(self.connection, self._wish)  # type: ignore[attr-defined]
+            self._joint.refuse(self.connection, self._wish)  # type: ignore[attr-defined]  # of the producer
             return stock()
         broker.declare(self, channel, declare or ())
         if not hasattr(self, "made"):

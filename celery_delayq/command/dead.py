@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
-from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
+from click_didyoumean import DYMGroup  # type: ignore[import-untyped]  # it has no types
 
 from .changing import confirm, tasks, yes_option
 from .filters import queue_option

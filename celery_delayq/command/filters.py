@@ -40,7 +40,7 @@ class Pair(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
         return name, said
 
 
-class Name(click.ParamType):  # type: ignore[type-arg]
+class Name(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A name, which is not empty."""
 
     name = "name"
@@ -62,7 +62,7 @@ def complete_queue(ctx: click.Context, _param: click.Parameter, incomplete: str)
         app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **soon}
         app.conf.task_publish_retry_policy = {"max_retries": 0}
         return [queue for queue in app.delayq.queues() if queue.startswith(incomplete) and queue.isprintable()]
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  # whatever an app's configuration raises: it is only for completion
         return []
 
 

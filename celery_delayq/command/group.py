@@ -10,7 +10,7 @@ import click
 import redis
 from celery import Celery
 from celery.bin.base import CeleryCommand, handle_preload_options
-from click_didyoumean import DYMGroup  # type: ignore[import-untyped]
+from click_didyoumean import DYMGroup  # type: ignore[import-untyped]  # it has no types
 from kombu.exceptions import OperationalError
 
 from celery_delayq import broker

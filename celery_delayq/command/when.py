@@ -112,7 +112,7 @@ class When(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
             self.fail(str(error), param, ctx)
 
 
-class Length(click.ParamType):  # type: ignore[type-arg]
+class Length(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A length of time, as :func:`read_length` reads it."""
 
     name = "length"

@@ -53,6 +53,6 @@ def twice(self: Task, countdown: float) -> None:
         raise self.retry(countdown=countdown)
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator]
+@worker_ready.connect  # type: ignore[untyped-decorator]  # Celery's
 def _say_ready(**_: Any) -> None:
     app.backend.client.set(READY, 1)

@@ -19,6 +19,8 @@ from celery_delayq.embedded import RedisServer
 from celery_delayq.keys import Keys
 from celery_delayq.store import Store
 
+from .worker import newest_redis
+
 
 @dataclass
 class Waiting:
@@ -140,3 +142,18 @@ def look(app: Celery) -> Callable[..., list[Finding]]:
             patient.close()
 
     return look
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[RedisServer]:
+    """A Redis that is the broker, while tasks wait in the test's own."""
+    with newest_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def broker(other: RedisServer) -> Iterator[Inside]:
+    """A look into that one."""
+    inside = Inside(other)
+    yield inside
+    inside.client.flushall()

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -29,7 +29,7 @@ from .command import run
 from .conftest import Inside
 from .test_parity import OPTIONS, QUEUES, bind_everything, everything_ready
 from .test_producing import drained, name
-from .worker import Project, newest_redis, put_many, wait_for
+from .worker import Project, put_many, wait_for
 
 __all__ = ["name"]  # a fixture
 
@@ -37,20 +37,6 @@ __all__ = ["name"]  # a fixture
 ONE_REDIS = True
 
 THEN = datetime(2100, 1, 1, 12, 30, 15, 123456, tzinfo=timezone.utc)
-
-
-@pytest.fixture(scope="module")
-def other() -> Iterator[RedisServer]:
-    """A Redis that is the broker, while tasks wait in the test's own."""
-    with newest_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def broker(other: RedisServer) -> Iterator[Inside]:
-    inside = Inside(other)
-    yield inside
-    inside.client.flushall()
 
 
 @pytest.fixture

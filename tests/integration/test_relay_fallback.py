@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -16,7 +16,6 @@ from celery_delayq.embedded import RedisServer
 from .conftest import Inside
 from .test_parity import OPTIONS, QUEUES, bind_everything, everything_ready
 from .test_producing import drained, name
-from .worker import newest_redis
 
 __all__ = ["name"]  # a fixture
 
@@ -24,20 +23,6 @@ __all__ = ["name"]  # a fixture
 ONE_REDIS = True
 
 THEN = datetime(2100, 1, 1, 12, 30, 15, 123456, tzinfo=timezone.utc)
-
-
-@pytest.fixture(scope="module")
-def other() -> Iterator[RedisServer]:
-    """A Redis that is the broker, while tasks wait in the test's own."""
-    with newest_redis() as server:
-        yield server
-
-
-@pytest.fixture
-def broker(other: RedisServer) -> Iterator[Inside]:
-    inside = Inside(other)
-    yield inside
-    inside.client.flushall()
 
 
 @pytest.fixture

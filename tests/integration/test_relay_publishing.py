@@ -16,8 +16,8 @@ from kombu.common import Broadcast
 from kombu.exceptions import OperationalError
 
 from celery_delayq import AlreadyScheduled, DelayQ, ImproperlyConfigured
+from celery_delayq.addresses import name_of
 from celery_delayq.embedded import RedisServer, free_port
-from celery_delayq.home import name_of
 from celery_delayq.message import DUE_PROPERTY, outgoing
 
 from .conftest import Inside
