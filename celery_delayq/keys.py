@@ -19,17 +19,21 @@ class Keys:
             only, so we do it, for all.
         database: number of the Redis database. It is part of the channel, since channels ignore databases.
         shard: number of the shard; its hash tag keeps the keys of one shard together.
+        queue: the topic of a queue that has all its keys for itself, apart from Celery's; "": these are Celery's. Part
+            of the hash tag, so it may hold no braces.
     """
 
     prefix: str
     global_prefix: str = ""
     database: int = 0
     shard: int = 0
+    queue: str = ""
 
     @property
     def beginning(self) -> str:
         """What all keys and channels begin with."""
-        return f"{self.global_prefix}{self.prefix}:{{{self.shard}}}:"
+        tag = f"{self.shard}:{self.queue}" if self.queue else f"{self.shard}"
+        return f"{self.global_prefix}{self.prefix}:{{{tag}}}:"
 
     def _key(self, name: str) -> str:
         return f"{self.beginning}{name}"

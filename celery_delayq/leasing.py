@@ -6,34 +6,17 @@ is dead, until a person revives or discards it.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import redis
 
-from .job import Dead, DeadPage, Place, Put, Reservation, Reserved, Upcoming, Waiting
+from .job import DeadPage, Place, Reservation, Reserved, Waiting
 from .keys import Keys
-from .scripts import Packed, Prepared, Value, packed, script
+from .verbs import Verbs, read_terms
 
 #: Leases that one reserve ends at most before it goes on.
 ENDED = 250
-
-#: So many random bytes begin the tokens of one call, and make each ticket longer than 64 bytes: a hash of shorter ones
-#: is a list at first, which Redis searches from its start.
-NONCE = 20
-
-#: Of a reason so many characters are kept with a dead job.
-REASON = 1000
-
-#: A page of dead jobs ends after the portion that passes so many bytes.
-PAGE_BYTES = 4 * 1024 * 1024
-
-
-def or_empty(value: int | float | None) -> Value:
-    """As scripts take an argument that may be missing."""
-    return "" if value is None else value
 
 
 class Leasing:
@@ -43,13 +26,11 @@ class Leasing:
     nobody has taken the job back. Whoever comes with an old one is told so, and has changed nothing.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: Keys, *, leases: bool) -> None:
         self.client = client
         self.keys = keys
         self._redis: Any = client  # redis-py's types leave open what a client that does not decode answers
-        # What many calls have in common is packed once.
-        self._reserve = lru_cache(maxsize=256)(self._prepare_reserve)
-        self._ack = lru_cache(maxsize=256)(self._prepare_ack)
+        self._verbs = Verbs(keys, leases=leases)
 
     def reserve(
         self,
@@ -73,46 +54,25 @@ class Leasing:
                 late: to give it all back.
             nonce: letters and digits that nobody can guess, for tests; the tokens begin with it.
         """
-        nonce = nonce or secrets.token_hex(NONCE)
-        reply = self._reserve(topic, limit, lease_us, now_us)(self.client, [nonce, or_empty(until_us)])
-        dropped, orphans, expired, left, now, next_us, next_topic, delivery, *columns = reply
-        jobs = _read_reserved(topic, *columns)
+        call = self._verbs.reserve(topic, limit, lease_us, until_us=until_us, now_us=now_us, nonce=nonce)
+        taken = call(self.client)
         requeued = buried = 0
-        if expired:
-            ended = self._requeue(topic, min(limit, ENDED), backoff_us, max_attempts, now_us)
-            requeued, buried, more, _, next_us, next_topic, delivery = ended
-            left = left or more
-        upcoming = Upcoming.read(next_us, next_topic, delivery)
-        return Reservation(jobs, dropped, orphans, requeued, buried, bool(left), now, upcoming)
-
-    def _prepare_reserve(self, topic: str, limit: int, lease_us: int, now_us: int | None) -> Prepared:
-        keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains, keys.expiries]
-        names += [keys.ways, *keys.of_topic(topic), *keys.of_leases(topic)]
-        return Prepared(script("reserve"), names, [or_empty(now_us), topic, limit, lease_us])
+        left, next = taken.left, taken.next
+        if taken.expired:
+            ended = self._verbs.requeue(
+                topic, min(limit, ENDED), max_attempts=max_attempts, backoff_us=backoff_us, now_us=now_us
+            )(self.client)
+            requeued, buried, next = ended.requeued, ended.buried, ended.next
+            left = left or ended.left
+        return Reservation(taken.jobs, taken.dropped, taken.orphans, requeued, buried, left, taken.now_us, next)
 
     def ack(self, topic: str, jobs: Sequence[Reserved]) -> list[bool]:
         """The jobs are handed over: forget them. For each: False if its lease was lost, and nothing was touched."""
-        if not jobs:
-            return []
-        words = [packed(word) for job in jobs for word in (job.id, job.token.encode())]
-        lost = set(self._ack(topic)(self.client, Packed(len(words), b"".join(words))))
-        return [number not in lost for number in range(1, len(jobs) + 1)]
-
-    def _prepare_ack(self, topic: str) -> Prepared:
-        keys = self.keys
-        _, *of_leases = keys.of_leases(topic)
-        return Prepared(script("ack"), [keys.totals, keys.expiries, keys.ways, *of_leases, keys.dead(topic)], [topic])
+        return self._verbs.ack(topic, jobs)(self.client) if jobs else []
 
     def extend(self, topic: str, jobs: Sequence[Reserved], lease_us: int, *, now_us: int | None = None) -> list[bool]:
         """Let the leases end *lease_us* from now. For each job: False if its lease was lost."""
-        if not jobs:
-            return []
-        keys = self.keys
-        args: list[Value] = [or_empty(now_us), topic, lease_us]
-        args += [word for job in jobs for word in (job.id, job.token)]
-        names = [keys.expiries, keys.leases(topic), keys.tickets(topic)]
-        return [bool(done) for done in script("extend")(self.client, names, args)]
+        return self._verbs.extend(topic, jobs, lease_us, now_us=now_us)(self.client) if jobs else []
 
     def release(
         self,
@@ -137,11 +97,17 @@ class Leasing:
         """
         if not jobs:
             return []
-        due = Put(topic, "due", b"", at_us, 0 if at_us is None and in_us is None else in_us).due
-        args: list[Value] = [self.keys.wake, or_empty(now_us), topic, due, or_empty(max_attempts), reason[:REASON]]
-        args.append(int(counted))
-        args += [word for job in jobs for word in (job.id, job.token)]
-        return [bool(done) for done in script("release")(self.client, self._end_keys(topic), args)]
+        call = self._verbs.release(
+            topic,
+            jobs,
+            at_us=at_us,
+            in_us=in_us,
+            max_attempts=max_attempts,
+            reason=reason,
+            counted=counted,
+            now_us=now_us,
+        )
+        return call(self.client)
 
     def requeue(
         self,
@@ -160,28 +126,13 @@ class Leasing:
             backoff_us: due so long from now after the first attempt, twice as long after each further one, but 60 s
                 at most.
         """
-        requeued, buried, *_ = self._requeue(topic, limit, backoff_us, max_attempts, now_us)
-        return int(requeued + buried)
-
-    def _requeue(self, topic: str, limit: int, backoff_us: int, max_attempts: int | None, now_us: int | None) -> Any:
-        args = [self.keys.wake, or_empty(now_us), topic, limit, backoff_us, or_empty(max_attempts)]
-        return script("requeue")(self.client, self._end_keys(topic), args)
-
-    def _end_keys(self, topic: str) -> list[str]:
-        """What a script that ends leases takes."""
-        keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.totals, keys.expiries, keys.ways]
-        return [*names, *keys.of_topic(topic), *keys.of_leases(topic), *keys.of_dead(topic)]
+        call = self._verbs.requeue(topic, limit, max_attempts=max_attempts, backoff_us=backoff_us, now_us=now_us)
+        ended = call(self.client)
+        return ended.requeued + ended.buried
 
     def pull(self, topic: str, limit: int, *, now_us: int | None = None) -> list[Waiting]:
         """Take at most *limit* due jobs of *topic*, once and for all. Whoever dies with them has lost them."""
-        keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
-        names += [*keys.of_topic(topic), keys.attempts(topic)]
-        reply = script("pull")(self.client, names, [or_empty(now_us), topic, limit])
-        _, _, _, _, pairs, bodies, steps = reply
-        rows = zip(pairs[::2], pairs[1::2], bodies, steps or [None] * len(bodies), strict=True)
-        return [Waiting(topic, id, int(due), body, int(step or 0)) for id, due, body, step in rows]
+        return self._verbs.pull(topic, limit, now_us=now_us)(self.client)
 
     def dead(self, topic: str, *, behind: Place | None = None, limit: int = 1000) -> DeadPage:
         """Read at most *limit* dead jobs of *topic*, the longest dead first.
@@ -189,32 +140,19 @@ class Leasing:
         Args:
             behind: only what comes behind this place: the end of the page before.
         """
-        died_us, id = behind or ("", "")
-        args: list[Value] = ["asc", "", "", died_us, id, limit, PAGE_BYTES]
-        left, end_us, end_id, pairs, bodies, causes = script("page")(self.client, self.keys.of_dead(topic), args)
-        if isinstance(pairs, bytes):
-            pairs = pairs.split(b"\n")
-        rows = zip(pairs[::2], pairs[1::2], bodies, causes or [None] * len(bodies), strict=True)
-        end = Place(int(float(end_us)), end_id) if end_id else None
-        return DeadPage(tuple(_read_dead(topic, *row) for row in rows), left, end)
+        return self._verbs.dead(topic, behind=behind, limit=limit)(self.client)
 
     def revive(self, topic: str, ids: Iterable[str | bytes], *, now_us: int | None = None) -> list[bool]:
         """Let dead jobs wait again, due now, as if they had never been reserved; their grace is over. For each id:
         False if it is not dead, or has been put anew and waits or is reserved.
         """
         ids = list(ids)
-        keys = self.keys
-        schedule, jobs, ties, steps, firsts, _ = keys.of_topic(topic)
-        names = [keys.index, keys.topics, keys.holds, keys.ways, schedule, jobs, ties, steps, firsts]
-        names += [keys.tickets(topic), *keys.of_dead(topic)]
-        args = [keys.wake, or_empty(now_us), topic, *ids]
-        return [bool(done) for done in script("revive")(self.client, names, args)] if ids else []
+        return self._verbs.revive(topic, ids, now_us=now_us)(self.client) if ids else []
 
     def discard(self, topic: str, ids: Iterable[str | bytes]) -> list[bool]:
         """Throw dead jobs away. For each id: False if it is not dead."""
         ids = list(ids)
-        names = [self.keys.ways, self.keys.leases(topic), *self.keys.of_dead(topic)]
-        return [bool(done) for done in script("discard")(self.client, names, [topic, *ids])] if ids else []
+        return self._verbs.discard(topic, ids)(self.client) if ids else []
 
     def leased(self) -> set[str]:
         """The topics with reserved or dead jobs."""
@@ -241,28 +179,6 @@ class Leasing:
         ]
 
 
-def _read_reserved(topic: str, tickets: bytes, ids: Any, bodies: list[bytes]) -> tuple[Reserved, ...]:
-    if isinstance(ids, bytes):
-        ids = ids.split(b"\n")
-    jobs = []
-    for ticket, id, body in zip(tickets.decode().splitlines(), ids, bodies, strict=True):
-        token, attempts, due, step, _ = ticket.split(" ", 4)
-        jobs.append(Reserved(topic, id, body, int(due), 0 if step == "-" else int(step), int(attempts), token))
-    return tuple(jobs)
-
-
-def _read_terms(terms: bytes) -> tuple[int, int, int, int | None, int | None]:
-    """Attempts, due, step, first and grace, as tickets and causes hold them."""
-    attempts, due, step, first, grace = (None if word == b"-" else int(float(word)) for word in terms.split(b" "))
-    return attempts or 0, due or 0, step or 0, first, grace
-
-
-def _read_dead(topic: str, id: bytes, died: bytes, body: bytes | None, cause: bytes | None) -> Dead:
-    terms, _, reason = (cause or b"0 0 - - -").partition(b"\n")
-    attempts, due_us, step, _, _ = _read_terms(terms)
-    return Dead(topic, id, body, int(float(died)), due_us, step, attempts, reason.decode(errors="replace"))
-
-
 def _read_leased(state: str, topic: str, id: bytes, terms: bytes, body: bytes | None) -> Waiting:
-    _, due_us, step, first_us, grace_us = _read_terms(terms)
+    _, due_us, step, first_us, grace_us = read_terms(terms)
     return Waiting(topic, id, due_us, body, step, first_us, grace_us, state)

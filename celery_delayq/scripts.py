@@ -104,9 +104,13 @@ class Prepared:
         self._words = len(words)
         self._packed = pack(words)
 
-    def __call__(self, client: redis.Redis, args: Sequence[Value] | Packed) -> Any:
-        """Run the script with the rest of its arguments; raises what :class:`Script` does."""
-        return self._timed(client, args, ())[0]
+    def __call__(self, client: redis.Redis, args: Sequence[Value] | Packed, again: Prepared | None = None) -> Any:
+        """Run the script with the rest of its arguments; raises what :class:`Script` does.
+
+        Args:
+            again: what to send in place of this when a connection has failed and nobody knows how far it came.
+        """
+        return self._timed(client, args, (), again)[0]
 
     def acknowledged(
         self, client: redis.Redis, args: Sequence[Value] | Packed, replicas: int, timeout_ms: int
@@ -123,38 +127,51 @@ class Prepared:
         reply, acknowledged = self._timed(client, args, (wait,))
         return reply, int(acknowledged)
 
-    def _timed(self, client: redis.Redis, args: Sequence[Value] | Packed, more: tuple[bytes, ...]) -> list[Any]:
+    def _timed(
+        self,
+        client: redis.Redis,
+        args: Sequence[Value] | Packed,
+        more: tuple[bytes, ...],
+        again: Prepared | None = None,
+    ) -> list[Any]:
         if not Script.timers:
-            return self._run(client, args, more)
+            return self._exchange(client, args, more, again)
         begin = perf_counter()
-        replies = self._run(client, args, more)
+        replies = self._exchange(client, args, more, again)
         self._script.took(perf_counter() - begin)
         return replies
 
-    def _run(self, client: redis.Redis, args: Sequence[Value] | Packed, more: tuple[bytes, ...]) -> list[Any]:
-        try:
-            return self._exchange(client, (self._command(args), *more))
-        except NoScriptError:
-            words = ["EVAL", self._script.text, len(self._keys), *self._keys, *self._args]
-            return self._exchange(client, (self._command(args, pack(words)), *more))
-
-    def _exchange(self, client: redis.Redis, commands: Sequence[bytes]) -> list[Any]:
+    def _exchange(
+        self, client: redis.Redis, args: Sequence[Value] | Packed, more: tuple[bytes, ...], again: Prepared | None
+    ) -> list[Any]:
         pool = client.connection_pool
         own = client.connection  # of a client that keeps one for itself
         connection = own or pool.get_connection(*PURPOSE)
+        sent = self
 
         def read() -> Any:
             try:
-                return connection.read_response()
+                return connection.read_response(disable_decoding=True)
             except ResponseError as error:  # not raised before the other replies are read, too
                 return error
 
+        def say(command: bytes) -> list[Any]:
+            connection.send_packed_command((command, *more))
+            return [read() for _ in (command, *more)]
+
         def exchange() -> list[Any]:
-            connection.send_packed_command(commands)
-            return [read() for _ in commands]
+            replies = say(sent.command(args))
+            if isinstance(replies[0], NoScriptError):  # a new server, a failover, SCRIPT FLUSH; EVAL also loads it
+                replies = say(sent.command(args, loads=True))
+            return replies
+
+        def failed(_: Exception) -> None:
+            nonlocal sent
+            sent = again or self
+            connection.disconnect()
 
         try:
-            replies: list[Any] = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
+            replies = connection.retry.call_with_retry(exchange, failed)
         except BaseException:  # some reply may be on its way, and is nobody else's
             connection.disconnect()
             raise
@@ -167,9 +184,13 @@ class Prepared:
                 raise reply
         return replies
 
-    def _command(self, args: Sequence[Value] | Packed, beginning: bytes | None = None) -> bytes:
+    def command(self, args: Sequence[Value] | Packed, *, loads: bool = False) -> bytes:
+        """As it goes over the wire; *loads*: with the whole script, for a Redis that does not know it."""
         words, data = args if isinstance(args, Packed) else (len(args), pack(args))
-        return b"*%d\r\n%b%b" % (self._words + words, beginning or self._packed, data)
+        beginning = self._packed
+        if loads:
+            beginning = pack(["EVAL", self._script.text, len(self._keys), *self._keys, *self._args])
+        return b"*%d\r\n%b%b" % (self._words + words, beginning, data)
 
     def begin(self, client: redis.Redis, args: Sequence[Value] | Packed, read: Callable[[Any], T]) -> Begun[T]:
         """Send the command now, and let *read* have the reply later: Redis works while we do something else."""
@@ -191,7 +212,7 @@ class Begun(Generic[T]):
         self._pool = client.connection_pool
         self._connection: Any = self._pool.get_connection(*PURPOSE)
         try:
-            self._connection.send_packed_command([prepared._command(args)])
+            self._connection.send_packed_command([prepared.command(args)])
         except (redis.ConnectionError, redis.TimeoutError):
             self.drop()
         except BaseException:

@@ -5,10 +5,9 @@ A method for each verb, each one script call; the states and moves stand in the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from .clock import SECOND_US
 from .delivery import Delivery
-from .errors import AlreadyScheduled, ReplicasMissing, Unattended, shortened
+from .errors import ReplicasMissing, shortened
 from .job import (
     Adopted,
     Aside,
@@ -35,9 +34,10 @@ from .job import (
     Waiting,
 )
 from .keys import Keys
-from .leasing import Leasing, or_empty
+from .leasing import Leasing
 from .liveness import Liveness
 from .scripts import PURPOSE, Begun, Packed, Prepared, Value, pack, packed, script
+from .verbs import digest_of, name_of, or_empty, read_put, read_waiting
 
 
 class Closable(Protocol):
@@ -48,10 +48,6 @@ class Closable(Protocol):
 
 #: Topics whose loads are read in one round trip.
 LOADS = 100
-
-#: A page ends after the portion of jobs that passes so many bytes, so that no reply is huge.
-PAGE_BYTES = 4 * 1024 * 1024
-
 
 #: How long (s) a put waits for replicas; but at most half of what its socket waits, so that Redis answers before.
 REPLICAS_TIMEOUT = 1.0
@@ -99,11 +95,6 @@ class Tick:
     expired: tuple[str, ...] = ()
 
 
-def _digest(body: bytes | None) -> str:
-    """As scripts take a body that they shall compare."""
-    return "" if body is None else hashlib.sha1(body, usedforsecurity=False).hexdigest()
-
-
 class Store(Leasing):
     """Jobs in one Redis, under one prefix.
 
@@ -117,49 +108,16 @@ class Store(Leasing):
         *leases*: jobs of this store are reserved, so that whatever changes a job looks after its lease and its
         attempts, too. Everybody who uses the store must say the same.
         """
-        super().__init__(client, keys)
+        super().__init__(client, keys, leases=leases)
         self._leases = leases
-        self.client = client
-        self._redis: Any = client  # redis-py's types leave open what a client that does not decode answers
-        self.keys = keys
         self._owner = owner or client
-        # What many calls have in common is packed once; both lie on the path from a due time to a started task.
-        self._put = lru_cache(maxsize=256)(self._prepare_put)
+        # What many calls have in common is packed once.
         self._dispatch = lru_cache(maxsize=256)(self._prepare_dispatch)
         self._restore = lru_cache(maxsize=256)(self._prepare_restore)
 
     def close(self) -> None:
         """Close the connections."""
         self._owner.close()
-
-    def _prepare_put(
-        self,
-        ways: tuple[tuple[str, Delivery], ...],
-        on_conflict: OnConflict,
-        origin: Origin,
-        silence_us: int | None,
-        refuses: bool,
-        now_us: int | None,
-    ) -> Prepared:
-        """What all puts to the same topics have in common."""
-        keys = [self.keys.index, self.keys.topics, self.keys.holds, self.keys.beat]
-        args: list[Value] = [self.keys.wake, or_empty(now_us), on_conflict.value, origin.value]
-        args += or_empty(silence_us), "refuse" if refuses else "store", len(ways)
-        for topic, delivery in ways:
-            keys += self.keys.of_topic(topic)
-            args += topic, delivery.dumps()
-        return Prepared(script("put"), keys + self._lease_keys(ways), args)
-
-    def _lease_keys(self, ways: tuple[tuple[str, Delivery], ...]) -> list[str]:
-        """What a script that puts takes besides, where there are leases."""
-        if not self._leases:
-            return []
-        return [self.keys.expiries, *(key for topic, _ in ways for key in self.keys.of_leases(topic))]
-
-    def _of_topic(self, topic: str) -> list[str]:
-        """The keys of a topic's waiting jobs; their attempts last, where there are leases."""
-        keys = [*self.keys.of_topic(topic)]
-        return [*keys, self.keys.attempts(topic)] if self._leases else keys
 
     def put(
         self,
@@ -191,23 +149,17 @@ class Store(Leasing):
         """
         if origin is Origin.RESTORED:
             return self.restore(jobs, deliveries, on_conflict)
-        topics = {topic: number for number, topic in enumerate(dict.fromkeys(job.topic for job in jobs), start=1)}
-        ways = tuple((topic, deliveries[topic]) for topic in topics)
-        args: list[Value] = []
-        for job in jobs:
-            limit = "" if job.max_wait_us is None else job.max_wait_us
-            grace = "" if job.grace_us is None else job.grace_us
-            args += topics[job.topic], job.id, job.due, job.step, limit, grace, job.body
         silence_us, refuses = (liveness.silence_us, liveness.refuses) if liveness else (None, False)
-        put = self._put(ways, on_conflict, origin, silence_us, refuses, now_us)
+        call = self._verbs.put(jobs, deliveries, on_conflict, origin, silence_us, refuses=refuses, now_us=now_us)
         acknowledged = replicas
         if replicas:
-            reply, acknowledged = put.acknowledged(self.client, args, replicas, self._replicas_timeout_ms())
+            timeout_ms = self._replicas_timeout_ms()
+            reply, acknowledged = call.prepared.acknowledged(self.client, call.args, replicas, timeout_ms)
         else:
-            reply = put(self.client, args)
+            reply = call.prepared(self.client, call.args, call.again)
         if liveness is not None and reply[0] != b"EXISTS" and reply[-1] != 0:
             liveness.miss(reply[-1], len(jobs), refused=reply[0] == b"UNATTENDED")
-        stored = _read_put(reply)
+        stored = call.read(reply)
         if acknowledged < replicas:
             raise ReplicasMissing(acknowledged, replicas)
         return stored
@@ -248,7 +200,7 @@ class Store(Leasing):
         words = Packed(
             1 + len(options) + len(by_topic) + 3 * len(jobs), pack((len(options) // 5, *options)) + b"".join(data)
         )
-        return self._restore(ways, on_conflict).begin(self.client, words, _read_put)
+        return self._restore(ways, on_conflict).begin(self.client, words, read_put)
 
     def _prepare_restore(self, ways: tuple[tuple[str, Delivery], ...], on_conflict: OnConflict) -> Prepared:
         """What all restorations to the same topics have in common."""
@@ -257,7 +209,7 @@ class Store(Leasing):
         for topic, delivery in ways:
             keys += self.keys.of_topic(topic)
             args += topic, delivery.dumps()
-        return Prepared(script("restore"), keys + self._lease_keys(ways), args)
+        return Prepared(script("restore"), keys + self._verbs.lease_keys(ways), args)
 
     def adopt(
         self,
@@ -294,6 +246,7 @@ class Store(Leasing):
         *,
         bodies: Sequence[bytes] | None = None,
         lease_us: int | None = None,
+        reserved: bool = False,
         now_us: int | None = None,
     ) -> list[bool]:
         """Take back waiting jobs. For each id: True if it waited and is gone now.
@@ -302,17 +255,11 @@ class Store(Leasing):
             bodies: one for each id: delete it only while that is its body.
             lease_us: lay the jobs aside, for the caller to :meth:`forget` within that time; else somebody may
                 :meth:`claim` them.
+            reserved: also those that are reserved; whoever has one under a lease has lost that.
         """
         ids = list(ids)
-        if not ids:
-            return []
-        keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
-        names += self._of_topic(topic)
-        args: list[Value] = [or_empty(now_us), topic, or_empty(lease_us)]
-        for number, id in enumerate(ids):
-            args += id, _digest(bodies[number] if bodies is not None else None)
-        return [bool(gone) for gone in script("delete")(self.client, names, args)]
+        call = self._verbs.delete(topic, ids, bodies=bodies, lease_us=lease_us, reserved=reserved, now_us=now_us)
+        return call(self.client) if ids else []
 
     def move(
         self,
@@ -328,18 +275,7 @@ class Store(Leasing):
             progress: the name of an operation, how far it has come in this topic, and for how long (ms) to remember
                 that; see :meth:`journal`.
         """
-        if not moves:
-            return []
-        operation, text, keep_ms = progress or ("", "", 0)
-        keys = self.keys
-        names = [keys.index, keys.holds, keys.schedule(topic), keys.jobs(topic), keys.ties(topic)]
-        written = text.encode(errors="surrogateescape")  # it may name an id of any bytes
-        args: list[Value] = [keys.wake, or_empty(now_us), topic, written, keep_ms]
-        for move in moves:
-            due = Put(topic, move.id, b"", move.at_us, move.in_us).due
-            args += move.id, due, or_empty(move.if_due_us), _digest(move.if_body)
-        replies = script("move")(self.client, [*names, keys.journal(operation)], args)
-        return [Moved(word.decode()) for word in replies]
+        return self._verbs.move(topic, moves, progress=progress, now_us=now_us)(self.client) if moves else []
 
     def journal(self, operation: str) -> dict[str, str]:
         """How far a long change of that name has come, by topic; empty if none of that name was broken off."""
@@ -353,7 +289,7 @@ class Store(Leasing):
     def purge(self, topic: str) -> int:
         """Take back all that waits in a topic; return how many that were. What is reserved or dead stays."""
         keys = self.keys
-        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *self._of_topic(topic)]
+        names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *self._verbs.of_topic(topic)]
         return int(script("purge")(self.client, names, [topic]))
 
     def drain(self, topic: str, delivery: Delivery, jobs: Sequence[tuple[Waiting, bytes]]) -> list[bool]:
@@ -366,7 +302,7 @@ class Store(Leasing):
         names = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, *keys.of_topic(topic), *delivery.lists]
         args: list[Value] = [topic, or_empty(delivery.expires_ms), *delivery.steps]
         for job, body in jobs:
-            args += job.id, job.due_us, _digest(job.body), body
+            args += job.id, job.due_us, digest_of(job.body), body
         return [bool(pushed) for pushed in script("drain")(self.client, names, args)]
 
     def pause(self, topic: str) -> bool:
@@ -547,7 +483,7 @@ class Store(Leasing):
         """The jobs of that id, at most one that waits or is reserved in each topic; the one that is due first comes
         first. Where there are leases also those that are dead, after all others.
         """
-        name = id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
+        name = name_of(id)
         return self._find_waiting(name) + (self._find_leased(name) if self._leases else [])
 
     def _find_waiting(self, name: bytes) -> list[Waiting]:
@@ -560,7 +496,7 @@ class Store(Leasing):
                     pipe.hget(key, name)
             replies = pipe.execute() if topics else []
         found = [
-            _waiting(topic, name, *replies[start : start + 5])
+            read_waiting(topic, name, *replies[start : start + 5])
             for topic, start in zip(topics, range(0, len(replies), 5), strict=True)
             if replies[start] is not None
         ]
@@ -597,7 +533,7 @@ class Store(Leasing):
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.zmscore(self.keys.schedule(topic), list(ids)).hmget(self.keys.jobs(topic), list(ids))
             scores, bodies = pipe.execute()
-        names = [id if isinstance(id, bytes) else id.encode(errors="surrogateescape") for id in ids]
+        names = [name_of(id) for id in ids]
         return [
             None if score is None else Waiting(topic, name, int(score), body)
             for name, score, body in zip(names, scores, bodies, strict=True)
@@ -623,8 +559,16 @@ class Store(Leasing):
             needles: only jobs whose body holds all of them. The others are not sent here, but looked at; so a page may
                 be empty, and others come.
         """
-        args = _page_args(start_us, stop_us, behind, limit, backwards=backwards, needles=needles)
-        return _read_page(topic, script("page")(self.client, self._page_keys(topic), args))
+        call = self._verbs.page(
+            topic,
+            start_us=start_us,
+            stop_us=stop_us,
+            behind=behind,
+            limit=limit,
+            backwards=backwards,
+            needles=needles,
+        )
+        return call(self.client)
 
     def begin_page(
         self,
@@ -637,12 +581,8 @@ class Store(Leasing):
         needles: Sequence[Needle] = (),
     ) -> Begun[Page]:
         """Like :meth:`page`, but Redis reads it while the caller does something else."""
-        args = _page_args(start_us, stop_us, behind, limit, backwards=False, needles=needles)
-        return Prepared(script("page"), self._page_keys(topic), args).begin(self.client, (), partial(_read_page, topic))
-
-    def _page_keys(self, topic: str) -> list[str]:
-        schedule, jobs, _, *sparse = self.keys.of_topic(topic)
-        return [schedule, jobs, *sparse]
+        call = self._verbs.page(topic, start_us=start_us, stop_us=stop_us, behind=behind, limit=limit, needles=needles)
+        return call.begin(self.client)
 
     def count(self, topics: Sequence[str], ranges: Sequence[tuple[int | None, int | None]]) -> list[list[int]]:
         """How many jobs of each topic are due in each half-open range (us; None for no bound)."""
@@ -727,53 +667,3 @@ def _refusal(connection: Any) -> str:
     except ResponseError as error:  # a command may also be renamed away; all else is no matter of rights
         return str(error) if "unknown command" in str(error) else ""
     return ""
-
-
-def _read_put(reply: Any) -> int:
-    word, detail = reply[:2]
-    if word == b"EXISTS":
-        raise AlreadyScheduled(detail.decode(errors="replace"))
-    if word == b"UNATTENDED":
-        raise Unattended
-    return int(detail)
-
-
-def _page_args(
-    start_us: int | None,
-    stop_us: int | None,
-    behind: Place | None,
-    limit: int,
-    *,
-    backwards: bool,
-    needles: Sequence[Needle],
-) -> list[Value]:
-    due_us, id = behind or ("", "")
-    order = "desc" if backwards else "asc"
-    args: list[Value] = [order, or_empty(start_us), or_empty(stop_us), due_us, id, limit, PAGE_BYTES]
-    return args + [word for needle in needles for word in needle]
-
-
-def _read_page(topic: str, reply: Any) -> Page:
-    left, end_us, end_id, pairs, bodies, *columns = reply
-    if isinstance(pairs, bytes):
-        pairs = pairs.split(b"\n")
-    end = Place(int(float(end_us)), end_id) if end_id else None
-    if not any(columns):  # as it mostly is
-        plain = zip(pairs[::2], pairs[1::2], bodies, strict=True)
-        return Page(tuple([Waiting(topic, id, int(float(due)), body) for id, due, body in plain]), left, end)
-    absent: list[bytes | None] = [None] * len(bodies)
-    rows = zip(pairs[::2], pairs[1::2], bodies, *(column or absent for column in columns), strict=True)
-    return Page(tuple(_waiting(topic, *row) for row in rows), left, end)
-
-
-def _waiting(topic: str, id: bytes, due: Any, body: bytes | None, step: Any, first: Any, grace: Any) -> Waiting:
-    """From what Redis holds of a job."""
-    return Waiting(
-        topic,
-        id,
-        int(float(due)),
-        body,
-        int(step or 0),
-        None if first is None else int(float(first)),
-        None if grace is None else int(float(grace)),
-    )

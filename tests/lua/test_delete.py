@@ -7,7 +7,7 @@ import pytest
 from celery_delayq.job import Aside, OnConflict
 from celery_delayq.store import Store, Upcoming
 
-from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, put, totals, waiting
+from .conftest import NOW, QUEUE, Reader, announcements, full, index, job, leases, put, reserve, totals, waiting
 
 
 def test_delete_says_for_each_id_whether_it_waited(store: Store) -> None:
@@ -197,3 +197,67 @@ def test_any_id_can_be_taken_back(store: Store, id: str | bytes) -> None:
     (aside,) = store.claim(60, 10, now_us=NOW)
     assert aside.id.encode(errors="surrogateescape") == (id.encode() if isinstance(id, str) else id)
     assert store.forget([aside]) == 1
+
+
+def test_what_is_reserved_is_left_alone_unless_it_is_meant(store: Store) -> None:
+    """Somebody is handing it over at this moment: that it is taken back must be the caller's wish."""
+    put(store, job("a"))
+    [held] = reserve(store, after=1)
+
+    assert store.delete("q", ["a"]) == [False]
+    assert store.ack("q", [held]) == [True]
+
+
+def test_a_reserved_job_is_deleted_and_its_lease_lost(store: Store, contents: Reader) -> None:
+    """Whoever had it is told so by whatever he tries; nothing but the count is left behind."""
+    store = Store(store.client, store.keys, leases=True)
+    put(store, job("a", 1, step=3, max_wait_us=50, grace_us=70))
+    [held] = reserve(store, after=1)
+
+    assert store.delete("q", ["a", "a", "x"], reserved=True) == [True, False, False]
+
+    assert contents() == {store.keys.totals.encode(): {b"cancelled:q": b"1"}}
+    assert store.extend("q", [held], 9) == store.release("q", [held]) == store.ack("q", [held]) == [False]
+
+
+def test_the_leases_of_others_go_on(store: Store) -> None:
+    """The first of them that runs out is the next to look at; and those who wait, wait."""
+    store = Store(store.client, store.keys, leases=True)
+    put(store, job("a"), job("b"), job("c", 900))
+    reserve(store, 1, after=9, lease=10)
+    reserve(store, 1, after=9, lease=20)
+
+    assert store.delete("q", ["a"], reserved=True) == [True]
+    assert leases(store) == {b"b": 29}
+    assert store.expiries() == {"q": NOW + 29}
+
+    assert store.delete("q", ["b", "c"], reserved=True) == [True, True]
+    assert (store.expiries(), store.leased(), waiting(store)) == ({}, set(), {})
+
+
+def test_the_way_of_the_dead_stays(store: Store) -> None:
+    """With the last reserved job gone, the dead ones of the topic can still be revived."""
+    store = Store(store.client, store.keys, leases=True)
+    put(store, job("a"), job("b"))
+    dead, _ = reserve(store, after=9)
+    store.release("q", [dead], max_attempts=1)
+
+    assert store.delete("q", ["b"], reserved=True) == [True]
+    assert store.leased() == {"q"}
+    assert store.revive("q", ["a"]) == [True]
+    assert store.delete("q", ["a"], reserved=True) == [True]
+
+
+def test_a_reserved_job_of_another_body_stays(store: Store) -> None:
+    """As one that waits does; and with a lease, what is deleted lies aside with its body."""
+    store = Store(store.client, store.keys, leases=True)
+    put(store, job("a"), job("b"))
+    reserve(store, after=9)
+
+    assert store.delete("q", ["a"], bodies=[b"other"], reserved=True) == [False]
+    assert store.delete("q", ["a", "b"], bodies=[b"body of a"] * 2, lease_us=5, reserved=True, now_us=NOW) == [
+        True,
+        False,
+    ]
+    assert store.revoked(["a", "b"]) == [Aside("revoked", "a", b"body of a")]
+    assert leases(store).keys() == {b"b"}

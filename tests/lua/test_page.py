@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from celery_delayq import store as store_module
+from celery_delayq import verbs as verbs_module
 from celery_delayq.job import Move, Needle, OnConflict, Origin, Page, Place, Put, Waiting
 from celery_delayq.store import Store
 
@@ -208,7 +208,7 @@ def test_ids_of_any_bytes(store: Store, backwards: bool) -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_large_bodies_make_smaller_pages(store: Store, backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page ends after the portion of 100 that passed the bytes; nothing is skipped for it."""
-    monkeypatch.setattr(store_module, "PAGE_BYTES", 100_000)
+    monkeypatch.setattr(verbs_module, "PAGE_BYTES", 100_000)
     put(store, *(job(f"{number:03}", number, body=b"x" * (2_000 if number < 300 else 190)) for number in range(900)))
 
     found = list(pages(store, backwards=backwards))
@@ -242,7 +242,7 @@ def test_needles_are_looked_for_in_redis(store: Store) -> None:
 
 def test_a_page_may_be_empty_and_others_come(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who looks for one among many is told where the next page begins, also if nothing was found."""
-    monkeypatch.setattr(store_module, "PAGE_BYTES", 1_000)
+    monkeypatch.setattr(verbs_module, "PAGE_BYTES", 1_000)
     put(store, *(job(f"{number:03}", number, body=b"" if number < 400 else b"x" * 50) for number in range(800)))
     put(store, job("needle", 9_000, step=3, grace_us=70))
 
@@ -260,7 +260,7 @@ def test_a_page_may_be_empty_and_others_come(store: Store, monkeypatch: pytest.M
 
 def test_a_page_of_bytes_is_some_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large the bodies are, each page goes on."""
-    monkeypatch.setattr(store_module, "PAGE_BYTES", 0)
+    monkeypatch.setattr(verbs_module, "PAGE_BYTES", 0)
     put(store, *(job(f"{number}", number, body=b"x" * 1_000_000) for number in range(5)))
 
     assert [len(page.jobs) for page in pages(store, 2)] == [2, 2, 1]

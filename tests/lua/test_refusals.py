@@ -126,7 +126,8 @@ CALLS = {
     "delete": Call(
         lambda keys: [
             *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
-            *(*keys.of_topic("q"), keys.attempts("q")),
+            *(*keys.of_topic("q"), keys.attempts("q"), keys.expiries, keys.ways, *keys.of_leases("q")[1:]),
+            keys.dead("q"),
         ],
         [(NOW, NO_TIME), ("q", ANY), (60, NO_TIME), ("a", ANY), ("", NO_DIGEST)],
     ),

@@ -32,6 +32,16 @@ def test_every_key_has_prefixes_and_hash_tag() -> None:
     assert keys.ready("q") == "shop.q"
 
 
+def test_a_queue_of_its_own_has_keys_and_a_slot_of_its_own() -> None:
+    """Nothing of Celery's and nothing of another queue's; all of one shard under one tag, as of any shard."""
+    mine = Keys("delayq", shard=2, queue="emails")
+
+    assert mine.index == "delayq:{2:emails}:index"
+    assert mine.schedule("emails") == "delayq:{2:emails}:schedule:emails"
+    assert mine.wake == "delayq:{2:emails}:wake:0"
+    assert not mine.index.startswith(Keys("delayq", shard=2).beginning)
+
+
 def test_channels_differ_by_database() -> None:
     """Redis's channels know no databases."""
     assert Keys("delayq", database=0).wake != Keys("delayq", database=1).wake
