@@ -30,6 +30,28 @@ class AlreadyScheduled(DelayQError):
         )
 
 
+class LeaseLost(DelayQError):
+    """A job is no longer the caller's: it was given to another, deleted, or put anew. Nothing of it was touched.
+
+    Attributes:
+        ids: which jobs; of several that were asked for, the others are done.
+    """
+
+    def __init__(self, *ids: str) -> None:
+        super().__init__(*ids)
+        self.ids = ids
+
+    def __str__(self) -> str:
+        if len(self.ids) == 1:
+            named = f"job {shortened(self.ids[0])} is"
+        else:
+            named = f"{len(self.ids)} jobs are, {shortened(self.ids[0])} among them," if self.ids else "the job is"
+        return (
+            f"{named} no longer yours: its lease ran out and another has it, or it was deleted or put anew; "
+            "take longer leases, or extend them while you work"
+        )
+
+
 class Unattended(DelayQError):
     """No dispatcher lives, and a put was to be refused then. Nothing was stored."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import NamedTuple
 
@@ -174,6 +175,26 @@ class Reserved(NamedTuple):
     step: int
     attempts: int
     token: str
+
+
+class Job(NamedTuple):
+    """One job that was taken from a queue.
+
+    Attributes:
+        id: unique in its topic; bytes that are no UTF-8 stand in it as surrogates, as in names of files.
+        body: as it was put.
+        due: when it was due, at first or since it came back; aware, UTC.
+        attempts: how often it was reserved, with this time; 1: the first.
+        token: what its lease is known by; "" if it was pulled, and nobody will come back to it.
+        shard: in which it is.
+    """
+
+    id: str
+    body: bytes
+    due: datetime
+    attempts: int = 1
+    token: str = ""
+    shard: int = 0
 
 
 class Dead(NamedTuple):

@@ -184,6 +184,10 @@ class Prepared:
                 raise reply
         return replies
 
+    def by_words(self, client: Any, args: Sequence[Value]) -> Any:
+        """Run the script on a client that finds the server by the keys, and so wants to see them."""
+        return self._script(client, self._keys, [*self._args, *args])
+
     def command(self, args: Sequence[Value] | Packed, *, loads: bool = False) -> bytes:
         """As it goes over the wire; *loads*: with the whole script, for a Redis that does not know it."""
         words, data = args if isinstance(args, Packed) else (len(args), pack(args))

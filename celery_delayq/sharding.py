@@ -39,6 +39,7 @@ from .job import (
 from .liveness import Liveness
 from .scripts import Begun
 from .store import Store
+from .verbs import name_of
 
 T = TypeVar("T")
 AnyPage = TypeVar("AnyPage", Page, DeadPage)
@@ -124,21 +125,21 @@ class Sharded:
         """Each shard in which some of *ids* may be, and the numbers of those."""
         numbers: dict[int, list[int]] = defaultdict(list)
         for number, id in enumerate(ids):
-            for place in self.places(_name(id)):
+            for place in self.places(name_of(id)):
                 numbers[place].append(number)
         return ((self.parts[place], some) for place, some in sorted(numbers.items()))
 
     def _sorted(self, jobs: Sequence[Put]) -> list[tuple[Store, list[Put]]]:
         """The shards that *jobs* go to: where their ids wait or are reserved, else where they belong."""
         older: dict[int, dict[str, list[bytes]]] = defaultdict(lambda: defaultdict(list))
-        places = [self.places(_name(job.id)) for job in jobs]
+        places = [self.places(name_of(job.id)) for job in jobs]
         for job, (_, *others) in zip(jobs, places, strict=True):
             for place in others:
-                older[place][job.topic].append(_name(job.id))
+                older[place][job.topic].append(name_of(job.id))
         held = {place: self.parts[place].held(wanted) for place, wanted in older.items()}
         by_place: dict[int, list[Put]] = defaultdict(list)
         for job, (newest, *others) in zip(jobs, places, strict=True):
-            name = (job.topic, _name(job.id))
+            name = (job.topic, name_of(job.id))
             by_place[next((place for place in others if name in held[place]), newest)].append(job)
         return [(self.parts[place], some) for place, some in sorted(by_place.items())]
 
@@ -270,7 +271,7 @@ class Sharded:
 
     def find(self, id: str | bytes) -> list[Waiting]:
         """The jobs of that id."""
-        found = [job for place in self.places(_name(id)) for job in self.parts[place].find(id)]
+        found = [job for place in self.places(name_of(id)) for job in self.parts[place].find(id)]
         return sorted(found, key=lambda job: (_STATES.index(job.state), job.place))
 
     def where(self, ids: Sequence[str | bytes]) -> Iterator[tuple[str, list[str | bytes]]]:
@@ -306,7 +307,7 @@ class Sharded:
             lambda part, _: part.begin_page(
                 topic, start_us=start_us, stop_us=stop_us, behind=behind, limit=self._share(limit), needles=needles
             ),
-            lambda pages: _merged(pages, limit),
+            lambda pages: merged(pages, limit),
         )
 
     def _share(self, limit: int) -> int:
@@ -339,15 +340,15 @@ class Sharded:
 
     def dead(self, topic: str, *, behind: Place | None = None, limit: int = 1000) -> DeadPage:
         """Read dead jobs, the longest dead first."""
-        return _merged([part.dead(topic, behind=behind, limit=self._share(limit)) for part in self.parts], limit)
+        return merged([part.dead(topic, behind=behind, limit=self._share(limit)) for part in self.parts], limit)
 
     def revive(self, topic: str, ids: Iterable[str | bytes], *, now_us: int | None = None) -> list[bool]:
         """Let dead jobs wait again; not one whose id waits or is reserved in another of its places."""
         ids = list(ids)
         done = [False] * len(ids)
         for part, numbers in self._routed(ids):
-            busy = self._held_elsewhere(part, topic, [_name(ids[number]) for number in numbers])
-            free = [number for number in numbers if _name(ids[number]) not in busy]
+            busy = self._held_elsewhere(part, topic, [name_of(ids[number]) for number in numbers])
+            free = [number for number in numbers if name_of(ids[number]) not in busy]
             for number, revived in zip(
                 free, part.revive(topic, [ids[number] for number in free], now_us=now_us), strict=True
             ):
@@ -442,11 +443,7 @@ class Together(Generic[T]):
             self._begun.popleft().drop()
 
 
-def _name(id: str | bytes) -> bytes:
-    return id if isinstance(id, bytes) else id.encode(errors="surrogateescape")
-
-
-def _merged(pages: Sequence[AnyPage], limit: int) -> AnyPage:
+def merged(pages: Sequence[AnyPage], limit: int) -> AnyPage:
     """One page of those of all shards. It ends where the first of them ends behind which there is more: what others
     have found beyond that is read again with the next page.
     """

@@ -68,6 +68,10 @@ class Call(Generic[T]):
         """Make it; raises what :class:`~celery_delayq.scripts.Script` does."""
         return self.read(self.prepared(client, self.args, self.again))
 
+    def by_words(self, client: Any) -> T:
+        """Make it on a client that is not one server's, but a cluster's."""
+        return self.read(self.prepared.by_words(client, self.args))
+
     def begin(self, client: redis.Redis) -> Begun[T]:
         """Send it now, and read the reply later."""
         return self.prepared.begin(client, self.args, self.read)
@@ -359,7 +363,7 @@ def read_put(reply: Any) -> int:
     """How many jobs a put has written."""
     word, detail = reply[:2]
     if word == b"EXISTS":
-        raise AlreadyScheduled(detail.decode(errors="replace"))
+        raise AlreadyScheduled(detail.decode(errors="surrogateescape"))
     if word == b"UNATTENDED":
         raise Unattended
     return int(detail)
