@@ -13,7 +13,7 @@
 --
 -- Cost     O(1)
 --
--- A Redis that takes no writes (it is full, a replica, cannot save …) only answers: who comes later marks the key space.
+-- A Redis that takes no writes, since it is full, a replica, or cannot save, only answers: who comes later marks it.
 
 local own, marking = tonumber(ARGV[1]), ARGV[2]
 
