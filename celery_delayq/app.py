@@ -415,7 +415,8 @@ class DelayQ(Control, DeadLetters):
 
         Args:
             timeout: seconds that Redis may take for anything, whatever the transport options say.
-            claims: if nobody has said yet which broker the store is for, it is for ours from now on.
+            claims: if nobody has said yet which broker the store is for, and of which version it is, that is ours
+                from now on.
         """
         return self.home.connect(self.home.opener(timeout), claims=claims)
 

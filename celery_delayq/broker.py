@@ -33,11 +33,21 @@ from .store import Store
 class _Link:
     """What we know of a channel: its store (making a Redis client costs more than a put), those of further shards, and
     its deliveries.
+
+    Attributes:
+        checked: the version of the key space is known to be one that we know.
     """
 
     store: Store
     shards: dict[int, Store] = field(default_factory=dict)
     deliveries: dict[str, Delivery] = field(default_factory=dict)
+    checked: bool = False
+
+    def check_version(self) -> None:
+        """Raise :class:`~celery_delayq.errors.Outdated` if we don't know the version of the key space; ask once."""
+        if not self.checked:
+            self.store.check_version()
+            self.checked = True
 
 
 #: Weak, and no value refers to its channel: a closed channel takes its link along.
@@ -160,6 +170,7 @@ def put(
         kombu.exceptions.OperationalError: Redis is full.
     """
     link = _link(channel, prefix)
+    link.check_version()
     deliveries = {job.topic: _delivery(channel, link, job.topic) for job in jobs}
     try:
         return link.store.put(
@@ -267,6 +278,7 @@ def adopt(
     """
     channel = message.channel
     link = _link(channel, prefix)
+    link.check_version()
     return link.store.adopt(
         job,
         _delivery(channel, link, job.topic),

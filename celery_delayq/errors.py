@@ -11,6 +11,28 @@ class ImproperlyConfigured(DelayQError):
     """A setting, the broker or the app does not allow what was asked."""
 
 
+class Outdated(DelayQError):
+    """The keys in Redis are of a later version than this celery_delayq knows. Nothing was changed.
+
+    Attributes:
+        place: what the keys begin with.
+        version: theirs.
+        known: the latest that we know.
+    """
+
+    def __init__(self, place: str, version: int, known: int) -> None:
+        super().__init__(place, version, known)
+        self.place = place
+        self.version = version
+        self.known = known
+
+    def __str__(self) -> str:
+        return (
+            f"the keys under {self.place} are of version {self.version}, and this celery_delayq knows version "
+            f"{self.known}: upgrade celery_delayq here, or set delayq_prefix to another prefix"
+        )
+
+
 class AlreadyScheduled(DelayQError):
     """A job of this id waits already, and the caller did not say to keep or to replace it.
 

@@ -45,6 +45,7 @@ class Home:
         self._app = app
         self._settings = settings
         self._claimed = False
+        self._checked = 0  # so many shards are known to be of a version that we know
         self._counts: tuple[tuple[int, ...], float] = (), 0.0  # of shards; and when they were read (s, monotonic)
 
     @property
@@ -151,11 +152,19 @@ class Home:
 
         Raises:
             ImproperlyConfigured: there is no Redis.
+            Outdated: what is there is of a later version than we know.
             kombu.exceptions.OperationalError: Redis cannot be reached, after Celery's publish retries, or refuses.
         """
         self._check_there()
         with self._source.lent(self._policy) as store_of:
-            yield self._joined(store_of)
+            yield self._checked_once(self._joined(store_of))
+
+    def _checked_once(self, store: Store | Sharded) -> Store | Sharded:
+        """*store*, of shards each of which this process has found to be of a version that we know."""
+        for part in store.parts[self._checked :]:
+            part.check_version()
+            self._checked += 1
+        return store
 
     @property
     def _policy(self) -> Mapping[str, Any]:
@@ -190,6 +199,7 @@ class Home:
         Raises:
             AlreadyScheduled: as :meth:`~celery_delayq.store.Store.put` does.
             ImproperlyConfigured: the store holds the tasks of another broker.
+            Outdated: the store is of a later version than we know.
             Unattended: no dispatcher lives, and the settings want no task to wait then.
             ReplicasMissing: all are stored, but too few replicas have acknowledged them.
             kombu.exceptions.OperationalError: Redis cannot be reached, or is full.
@@ -200,7 +210,7 @@ class Home:
         def put(store_of: StoreOf) -> int:
             if not self._claimed:
                 self.claim(store_of)
-            store = self._joined(store_of)
+            store = self._checked_once(self._joined(store_of))
             return store.put(
                 jobs, deliveries, on_conflict, origin=Origin.RETRIED, liveness=self.liveness, replicas=replicas
             )
@@ -212,6 +222,7 @@ class Home:
 
         Raises:
             AlreadyScheduled, Unattended: as :meth:`~celery_delayq.store.Store.put` does.
+            Outdated: what is there is of a later version than we know.
             ReplicasMissing: all are stored, but too few replicas have acknowledged them.
             kombu.exceptions.OperationalError: Redis is full.
         """
@@ -223,8 +234,10 @@ class Home:
 
         Raises:
             ImproperlyConfigured: it holds the tasks of another broker.
+            Outdated: it is of a later version than we know.
         """
         first = store_of(0)
+        first.check_version()
         check(first, first.serves(), self.broker)
         raise_count(store_of, self._settings().shards)
         check(first, first.serve(self.broker), self.broker)
@@ -247,18 +260,21 @@ class Home:
         """Open the store, all shards of it, on connections of its own.
 
         Args:
-            claims: if nobody has said yet which broker the store is for, it is for ours from now on.
+            claims: if nobody has said yet which broker the store is for, and of which version it is, that is ours
+                from now on.
 
         Raises:
             ImproperlyConfigured: the store holds the tasks of another broker.
+            Outdated: it is of a later version than we know.
         """
         opened = opener()
         try:
-            claims = claims and self.is_relayed
-            if claims:
+            if claims and self.is_relayed:
                 self.claim(opened.store_of)
             store = self._joined(opened.store_of)
-            if not claims:
+            for part in store.parts:
+                part.check_version(marks=claims)
+            if not (claims and self.is_relayed):
                 self._check_served(store)
         except BaseException:
             opened.close()
@@ -270,6 +286,7 @@ class Home:
         opened = opener()
         try:
             store = opened.store_of(shard)
+            store.check_version()
             if self.is_relayed:
                 check(store, store.serve(self.broker), self.broker)
             else:

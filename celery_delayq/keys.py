@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: The version of what all these keys hold and of the scripts that read and write them, as docs/lua.md tells it. Greater
+#: when somebody who knows the one before would do harm.
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -97,6 +101,11 @@ class Keys:
     def shards(self) -> str:
         """zset: a number of shards that jobs were ever spread over -> the same; in the first shard only. Missing: 1."""
         return self._key("shards")
+
+    @property
+    def version(self) -> str:
+        """string: the :data:`VERSION` by which this key space is used; written by whoever uses it first."""
+        return self._key("version")
 
     def journal(self, operation: str) -> str:
         """hash: topic -> how far a long change of many jobs has come. The only key of ours that expires."""

@@ -461,6 +461,25 @@ class Store(Leasing):
         """From now on jobs may be spread over so many shards, too; of the first shard."""
         self._redis.zadd(self.keys.shards, {str(count): count})
 
+    def version(self, *, marks: bool = True) -> int:
+        """The version of the key space; ours, if it has none.
+
+        Args:
+            marks: give it ours then, if Redis takes a write.
+
+        Raises:
+            Outdated: it is greater than ours.
+        """
+        return self._verbs.version(marks=marks)(self.client)
+
+    def check_version(self, *, marks: bool = True) -> None:
+        """Raise what :meth:`version` does, where Redis's ACL lets us look."""
+        try:
+            self.version(marks=marks)
+        except ResponseError as error:
+            if not _is_forbidden(error):  # that the doctor tells; and if it matters, each script
+                raise
+
     def now_us(self) -> int:
         """Redis's clock."""
         seconds, microseconds = self._redis.time()
@@ -667,3 +686,9 @@ def _refusal(connection: Any) -> str:
     except ResponseError as error:  # a command may also be renamed away; all else is no matter of rights
         return str(error) if "unknown command" in str(error) else ""
     return ""
+
+
+def _is_forbidden(error: ResponseError) -> bool:
+    """Whether Redis's ACL does not allow it, be it a key or what a script calls; in the words of Redis 7 and 6.2."""
+    words = ("ACL failure in script", "executing the script can't run")
+    return isinstance(error, NoPermissionError) or any(word in str(error) for word in words)

@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 import redis
 
 from .delivery import Delivery
-from .errors import AlreadyScheduled, Unattended
+from .errors import AlreadyScheduled, Outdated, Unattended
 from .job import Dead, DeadPage, Move, Moved, Needle, OnConflict, Origin, Page, Place, Put, Reserved, Upcoming, Waiting
-from .keys import Keys
+from .keys import VERSION, Keys
 from .scripts import Begun, Prepared, Value, script
 
 T = TypeVar("T")
@@ -349,6 +349,11 @@ class Verbs:
         args = [keys.wake, or_empty(now_us), topic, *map(name_of, ids)]
         return Call(Prepared(script("revive"), names, args), (), _truths)
 
+    def version(self, *, marks: bool = True) -> Call[int]:
+        """The version of the key space, ours if it has none; raises Outdated."""
+        prepared = Prepared(script("version"), [self._keys.version], [VERSION, "mark" if marks else "look"])
+        return Call(prepared, (), partial(_read_version, self._keys.beginning.removesuffix(":")))
+
     def discard(self, topic: str, ids: Iterable[str | bytes]) -> Call[list[bool]]:
         """For each id, whether it was dead and is gone."""
         names = [self._keys.ways, self._keys.leases(topic), *self._keys.of_dead(topic)]
@@ -367,6 +372,13 @@ def read_put(reply: Any) -> int:
     if word == b"UNATTENDED":
         raise Unattended
     return int(detail)
+
+
+def _read_version(place: str, reply: Any) -> int:
+    word, version = reply
+    if word == b"NEWER":
+        raise Outdated(place, version, VERSION)
+    return int(version)
 
 
 def _read_moved(reply: Any) -> list[Moved]:

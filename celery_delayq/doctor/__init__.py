@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from celery_delayq import broker
-from celery_delayq.errors import ImproperlyConfigured
+from celery_delayq.errors import ImproperlyConfigured, Outdated
 from celery_delayq.version import __version__
 
 from . import fleet, server, waiting
@@ -49,7 +49,7 @@ def _reachable(patient: Patient) -> Iterable[Finding]:
         _ = patient.store  # to connect is to ask it for a PING
     except ResponseError as error:
         yield broken(f"Redis answers, and refuses: {error}", "do what it says; its log, disk and memory tell more")
-    except ImproperlyConfigured as error:
+    except (ImproperlyConfigured, Outdated) as error:
         yield broken(*str(error).split(": ", 1))
     else:
         yield ok(patient.home.url)

@@ -63,7 +63,7 @@ def refused(store: Store, topics: Collection[str], *, relayed: bool) -> dict[str
     """
     keys = store.keys
     places = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains, keys.beat]
-    places += [keys.expiries, keys.ways, keys.serves, keys.shards]
+    places += [keys.expiries, keys.ways, keys.serves, keys.shards, keys.version]
     places += [key for topic in topics for key in (*keys.of_topic(topic), keys.leases(topic))]
     ready = [keys.ready(topic) for topic in topics if not relayed]
     places += ready

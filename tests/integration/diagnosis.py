@@ -12,6 +12,7 @@ from celery_delayq.delivery import Delivery
 from celery_delayq.doctor import Finding
 from celery_delayq.embedded import RedisServer
 from celery_delayq.job import Move, OnConflict, Put
+from celery_delayq.keys import VERSION
 from celery_delayq.store import Store
 
 from .conftest import Inside
@@ -62,6 +63,7 @@ def everything(store: Store) -> None:
     def put(*ids: str, **more: Any) -> None:
         store.put([Put("celery", id, id.encode(), in_us=0, **more) for id in ids], way, OnConflict.REPLACE)
 
+    assert store.version() == VERSION
     put("a", "b", "c", step=3, max_wait_us=10**9, grace_us=10**12)
     put("a", max_wait_us=10**9)
     store.restore([Put("celery", "r", b"r", at_us=10**15)], way, OnConflict.ERROR)

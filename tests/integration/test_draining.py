@@ -82,7 +82,7 @@ def test_due_late_and_limited_tasks(app: Celery, inside: Inside) -> None:
     assert app.delayq.drain().count == 3
 
     assert {message["headers"]["id"] for message in inside.ready()} == {"past", "droppable", "debounced"}
-    assert set(inside.client.scan_iter("delayq:*")) == {inside.keys.totals.encode()}
+    assert set(inside.client.scan_iter("delayq:*")) == {inside.keys.totals.encode(), inside.keys.version.encode()}
 
 
 def test_the_header_keeps_what_python_cannot(app: Celery, inside: Inside) -> None:

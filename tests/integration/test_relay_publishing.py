@@ -225,7 +225,7 @@ def test_many_at_once(make_relayed: Callable[..., Celery], inside: Inside) -> No
     base = time.time() + 60
     calls = inside.calls("evalsha")
     app.delayq.apply_many([(add.s(number), base + number) for number in range(250)], batch_size=100)
-    assert inside.calls("evalsha") - calls <= 4
+    assert inside.calls("evalsha") - calls <= 5  # three puts, the version, and what Redis did not know yet
     jobs = inside.waiting()
     assert [json.loads(opened(job.raw).body)[0] for job in jobs] == [[number] for number in range(250)]
     app.delayq.apply_at(group(add.s(1), add.s(2)), base)

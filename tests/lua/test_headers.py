@@ -32,7 +32,7 @@ def test_the_verbs_are_here() -> None:
     reading = {"tick", "page"}
     writing = {"put", "restore", "adopt", "delete", "move", "drain", "dispatch", "pause", "resume", "purge"}
     leasing = {"reserve", "ack", "release", "extend", "requeue", "pull", "revive", "discard"}
-    assert reading | writing | leasing | {"claim", "forget"} == set(SOURCES)
+    assert reading | writing | leasing | {"claim", "forget", "version"} == set(SOURCES)
 
 
 @pytest.mark.parametrize("verb", sorted(SOURCES))

@@ -20,6 +20,7 @@ from celery_delayq.delivery import Delivery
 from celery_delayq.errors import AlreadyScheduled
 from celery_delayq.job import Adopted, Aside, Move, Moved, OnConflict, Origin, Put, Reserved, Tell
 from celery_delayq.job import Waiting as JobAsRead
+from celery_delayq.keys import VERSION
 from celery_delayq.store import Store
 
 from .conftest import NOW, QUEUE, Contents, contents_of
@@ -108,6 +109,7 @@ class Model:
         self.aside: dict[str, int] = {}
         self.remains: dict[str, bytes] = {}
         self.ready: dict[str, list[bytes]] = {}  # leftmost first, as Redis has them
+        self.version: int | None = None
         self.unacked: dict[str, float] = {}  # tag -> when it was delivered
 
     # What follows from the rest.
@@ -163,6 +165,8 @@ class Model:
             held[causes] = {
                 id.encode(): grave.job.terms() + b"\n" + grave.reason.encode() for id, grave in topic.graves.items()
             }
+        if self.version is not None:
+            held[keys.version] = b"%d" % self.version
         return {key.encode(): value for key, value in held.items() if value}
 
     def expiries(self) -> dict[str, int]:
@@ -760,6 +764,12 @@ class Scripts(RuleBasedStateMachine):
         names = [*self.model.aside, "late:missing"]
         jobs = [Aside.read(names[pick % len(names)].encode(), b"") for pick in picks]
         assert self.model.forget([job.name for job in jobs]) == self.store.forget(jobs)
+
+    @rule(marks=st.booleans())
+    def version(self, marks: bool) -> None:
+        if marks:
+            self.model.version = VERSION
+        assert self.store.version(marks=marks) == VERSION
 
     @invariant()
     def all_of_redis_is_as_the_model_says(self) -> None:

@@ -268,6 +268,10 @@ CALLS = {
         lambda keys: [keys.aside, keys.remains],
         [(NOW, NO_TIME), (60, (*NO_NUMBER_NOR_NONE, "-1")), (10, (*NO_NUMBER_NOR_NONE, "0", "-1"))],
     ),
+    "version": Call(
+        lambda keys: [keys.version],
+        [(1, (*NO_NUMBER_NOR_NONE, "0", "-1", "01", "1e3", "9999999999")), ("mark", ("", "perhaps"))],
+    ),
     "forget": Call(lambda keys: [keys.aside, keys.remains], [("revoked:gone", ANY)]),
     "page": Call(
         lambda keys: [keys.schedule("q"), keys.jobs("q"), keys.steps("q"), keys.firsts("q"), keys.graces("q")],
@@ -358,7 +362,7 @@ def test_an_unusable_argument_is_refused_before_anything_is_written(
     "verb",
     [
         *("put", "restore", "adopt", "delete", "move", "drain", "dispatch", "pause", "purge", "page"),
-        *("reserve", "ack", "release", "extend", "requeue", "pull"),
+        *("reserve", "ack", "release", "extend", "requeue", "pull", "version"),
     ],
 )
 def test_one_argument_too_many_is_refused(store: Store, contents: Reader, verb: str) -> None:

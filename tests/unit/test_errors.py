@@ -6,6 +6,7 @@ import pickle
 
 import celery_delayq
 from celery_delayq import AlreadyScheduled, DelayQError, ImproperlyConfigured
+from celery_delayq.errors import Outdated
 
 
 def test_one_root() -> None:
@@ -19,6 +20,8 @@ def test_they_survive_pickling() -> None:
     copy = pickle.loads(pickle.dumps(AlreadyScheduled("x")))
 
     assert (copy.task_id, str(copy)) == ("x", str(AlreadyScheduled("x")))
+    outdated = Outdated("delayq:{0}", 2, 1)
+    assert str(pickle.loads(pickle.dumps(outdated))) == str(outdated)
 
 
 def test_a_long_id_makes_no_long_message() -> None:

@@ -15,9 +15,9 @@ def test_topics_never_meet(one: str, other: str) -> None:
     keys = Keys("delayq")
     mine, theirs = ([*keys.of_topic(topic), *keys.of_leases(topic), *keys.of_dead(topic)] for topic in (one, other))
     shared = {keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains}
-    shared |= {keys.beat, keys.expiries, keys.ways}
+    shared |= {keys.beat, keys.expiries, keys.ways, keys.serves, keys.shards, keys.version}
 
-    assert len({*mine, *shared, keys.journal(other)}) == 13 + 10 + 1
+    assert len({*mine, *shared, keys.journal(other)}) == 13 + 13 + 1
     assert one == other or not set(mine) & set(theirs)
 
 
@@ -27,6 +27,7 @@ def test_every_key_has_prefixes_and_hash_tag() -> None:
 
     everything = [keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains]
     everything += [keys.journal("shift"), *keys.of_topic("q"), keys.wake, keys.expiries, keys.ways]
+    everything += [keys.beat, keys.serves, keys.shards, keys.version, keys.fleet]
     everything += [*keys.of_leases("q"), *keys.of_dead("q")]
     assert all(key.startswith("shop.mine:{2}:") for key in everything)
     assert keys.ready("q") == "shop.q"
