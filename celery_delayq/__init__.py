@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-# Joining an app
+# Joining an app, and inside a task
 from .app import DelayQ, apply_at, apply_delayed
 
 # Errors
-from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured, ReplicasMissing
+from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured, LeaseLost, ReplicasMissing
 
-# Inside a task
+# Without Celery
+from .job import Job
 from .message import scheduled_for
+from .queue import DelayQueue
 from .version import __version__ as __version__
+from .worker import Worker
 
 __all__ = [
     "AlreadyScheduled",
     "DelayQ",
     "DelayQError",
+    "DelayQueue",
     "ImproperlyConfigured",
+    "Job",
+    "LeaseLost",
     "ReplicasMissing",
+    "Worker",
     "apply_at",
     "apply_delayed",
     "scheduled_for",

@@ -148,6 +148,11 @@ class Cluster:
         """Those that are known."""
         return self._nodes
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What redis-py's own clients of a cluster take to connect as this does."""
+        return {**self._options, "ssl": self._tls}
+
     def within(self, limits: Mapping[str, float]) -> Cluster:
         """The same cluster, over connections with these limits (``socket_timeout``, ``socket_connect_timeout``)."""
         return Cluster(self._seeds, {**self._options, **limits}, tls=self._tls)

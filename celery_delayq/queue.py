@@ -76,7 +76,7 @@ class DelayQueue:
     ) -> None:
         self._link = _Link(url_or_client)
         self._protocol = QueueProtocol(topic, prefix, shards, self._link.database, max_attempts)
-        self._ears: deque[_Ear] = deque()
+        self._ears: deque[Ear] = deque()
 
     @property
     def topic(self) -> str:
@@ -155,7 +155,7 @@ class DelayQueue:
         batch = self.run(protocol.reserve(lease, limit))
         if batch.jobs or wait == 0:
             return batch.jobs
-        with self._ear() as ear:
+        with self.listening() as ear:
             while True:
                 batch = self.run(protocol.reserve(lease, limit))  # anew: what came before we listened was not heard
                 if batch.jobs:
@@ -263,15 +263,15 @@ class DelayQueue:
         return True
 
     @contextmanager
-    def _ear(self) -> Iterator[_Ear]:
-        """What listens to the channels, for one caller at a time."""
-        ear: _Ear | None
+    def listening(self) -> Iterator[Ear]:
+        """What hears of jobs that became the earliest, for one caller at a time."""
+        ear: Ear | None
         try:
             ear = self._ears.pop()
         except IndexError:
             ear = None
         if ear is None or not ear.is_ours:
-            ear = _Ear(self._link.client(0, self._protocol))
+            ear = Ear(self._link.client(0, self._protocol))
         try:
             ear.attend(self._protocol.channels)
             yield ear
@@ -344,7 +344,7 @@ class _Link:
             client.connection_pool.disconnect()
 
 
-class _Ear:
+class Ear:
     """Listens to announcements; sleeps on the socket with a timeout of our own, exact to a millisecond."""
 
     def __init__(self, client: Any) -> None:
@@ -373,22 +373,24 @@ class _Ear:
                     self._channels.add(_bytes(message["channel"]))
         except NoPermissionError:
             self._is_deaf = True
-            logger.warning(
-                "delayq: Redis's ACL forbids the channel %s (allow it with &%s*); jobs are noticed by polling only",
-                channels[0],
-                channels[0].rpartition("wake:")[0],
-            )
+            logger.warning(forbidden(channels[0]))
 
-    def listen(self, timeout: float) -> None:
-        """Return after *timeout* seconds, or when something was announced."""
+    def listen(self, timeout: float) -> bool:
+        """Return after *timeout* seconds, or when something was announced; whether that may be so."""
         if self._is_deaf:
             sleep(min(timeout, DEAF_POLL))
-        else:
-            self._pubsub.get_message(timeout=timeout)
+            return True
+        return self._pubsub.get_message(timeout=timeout) is not None
 
     def close(self) -> None:
         """Hear nothing more."""
         self._pubsub.close()
+
+
+def forbidden(channel: str) -> str:
+    """What to tell whoever may not listen to *channel*."""
+    beginning = channel.rpartition("wake:")[0]
+    return f"delayq: Redis's ACL forbids the channel {channel} (allow it with &{beginning}*); jobs are polled for"
 
 
 def database_of(client: Any) -> int:

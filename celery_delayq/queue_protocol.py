@@ -142,9 +142,13 @@ class QueueProtocol:
         return self._verbs[shard]
 
     def _open(self) -> Steps[None]:
-        """Before the first call: learn over how many shards jobs were ever spread, and let others know of ours."""
+        """Before the first call: see that we know this version of the keys, learn over how many shards jobs were ever
+        spread, and let others know of ours.
+        """
         if self._counts:
             return
+        for shard in range(self._own):
+            yield Ask(shard, self._in(shard).version())
         keys = self.keys(0)
         known = yield from self._known()
         if self._own > max(known, default=1):

@@ -100,7 +100,7 @@ class Prepared:
         self._script = script
         self._keys = keys
         self._args = args
-        words = ["EVALSHA", script.sha, len(keys), *keys, *args]
+        words = self.words(())
         self._words = len(words)
         self._packed = pack(words)
 
@@ -188,12 +188,19 @@ class Prepared:
         """Run the script on a client that finds the server by the keys, and so wants to see them."""
         return self._script(client, self._keys, [*self._args, *args])
 
+    def explain(self, error: ResponseError) -> None:
+        """As :meth:`Script.explain`."""
+        self._script.explain(error)
+
+    def words(self, args: Sequence[Value], *, loads: bool = False) -> list[Value]:
+        """The command as its words; *loads*: with the whole script, for a Redis that does not know it."""
+        begin = ["EVAL", self._script.text] if loads else ["EVALSHA", self._script.sha]
+        return [*begin, len(self._keys), *self._keys, *self._args, *args]
+
     def command(self, args: Sequence[Value] | Packed, *, loads: bool = False) -> bytes:
         """As it goes over the wire; *loads*: with the whole script, for a Redis that does not know it."""
         words, data = args if isinstance(args, Packed) else (len(args), pack(args))
-        beginning = self._packed
-        if loads:
-            beginning = pack(["EVAL", self._script.text, len(self._keys), *self._keys, *self._args])
+        beginning = pack(self.words((), loads=True)) if loads else self._packed
         return b"*%d\r\n%b%b" % (self._words + words, beginning, data)
 
     def begin(self, client: redis.Redis, args: Sequence[Value] | Packed, read: Callable[[Any], T]) -> Begun[T]:

@@ -1,0 +1,490 @@
+"""The queue and its worker for asyncio: what :mod:`celery_delayq.queue` and :mod:`celery_delayq.worker` do, awaited.
+
+What they do stands in :mod:`~celery_delayq.queue_protocol` and :mod:`~celery_delayq.work`; here it is asked on
+redis.asyncio, and jobs are worked on by tasks. A queue belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from time import monotonic
+from types import TracebackType
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from .cluster import Cluster, is_cluster_url
+from .errors import shortened
+from .job import Dead, Job, Move, OnConflict, Place
+from .queue import CONFIRMATION, DEAF_POLL, checked_client, database_of, forbidden
+from .queue_protocol import (
+    LEASE,
+    MAX_ATTEMPTS,
+    Ask,
+    Command,
+    QueueLoad,
+    QueueProtocol,
+    Steps,
+    checked_limit,
+    due_of,
+    found_of,
+    lost,
+    put_of,
+    puts_of,
+    range_of,
+)
+from .scripts import PURPOSE
+from .verbs import Call
+from .work import Outages, Turn, Work, checked_worker
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class DelayQueue:
+    """Jobs of one topic, as :class:`celery_delayq.DelayQueue` has them; all that talks to Redis is awaited.
+
+    Args:
+        url_or_client: a URL, or a client of redis.asyncio, which stays its owner's to close.
+        topic, prefix, shards, max_attempts: as there. Both kinds work on the same jobs.
+    """
+
+    def __init__(
+        self,
+        url_or_client: Any,
+        topic: str,
+        prefix: str = "delayq",
+        shards: int = 1,
+        *,
+        max_attempts: int | None = MAX_ATTEMPTS,
+    ) -> None:
+        self._owns = isinstance(url_or_client, str)
+        self._client: Any = _client_of(url_or_client) if self._owns else url_or_client
+        checked_client(self._client, redis.asyncio.Redis, redis.asyncio.RedisCluster)
+        database = database_of(self._client) if isinstance(self._client, redis.asyncio.Redis) else 0
+        self._protocol = QueueProtocol(topic, prefix, shards, database, max_attempts)
+        self._ears: deque[Ear] = deque()
+
+    @property
+    def topic(self) -> str:
+        """The queue's name."""
+        return self._protocol.topic
+
+    @property
+    def protocol(self) -> QueueProtocol:
+        """What the queue does, for whoever does several things at once."""
+        return self._protocol
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Run an operation of :attr:`protocol`."""
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = await self._ask(ask)
+
+    async def _ask(self, ask: Ask) -> Any:
+        call = ask.call
+        if isinstance(call, Command):
+            return await self._client.execute_command(*call.words)
+        if isinstance(self._client, redis.asyncio.Redis):
+            return await _exchange(self._client, call)
+        return await _by_words(self._client, call)
+
+    async def put(
+        self,
+        id: str | bytes,
+        body: bytes,
+        at: datetime | float | None = None,
+        delay: float | timedelta | None = None,
+        on_conflict: OnConflict | str = OnConflict.ERROR,
+    ) -> None:
+        """As :meth:`celery_delayq.DelayQueue.put`."""
+        await self.run(self._protocol.put([put_of(self.topic, id, body, at, delay)], OnConflict(on_conflict)))
+
+    async def put_many(
+        self, jobs: Iterable[tuple[str | bytes, bytes, Any]], on_conflict: OnConflict | str = OnConflict.ERROR
+    ) -> int:
+        """As :meth:`celery_delayq.DelayQueue.put_many`."""
+        puts = puts_of(self.topic, jobs)
+        return await self.run(self._protocol.put(puts, OnConflict(on_conflict))) if puts else 0
+
+    async def delete(self, id: str | bytes) -> bool:
+        """As :meth:`celery_delayq.DelayQueue.delete`."""
+        return await self.run(self._protocol.delete(id))
+
+    async def move(
+        self, id: str | bytes, at: datetime | float | None = None, delay: float | timedelta | None = None
+    ) -> bool:
+        """As :meth:`celery_delayq.DelayQueue.move`."""
+        at_us, in_us = due_of(at, delay)
+        return await self.run(self._protocol.move(Move(id, at_us, in_us)))
+
+    async def reserve(self, lease: float = LEASE, limit: int = 1, wait: float | None = 0) -> list[Job]:
+        """As :meth:`celery_delayq.DelayQueue.reserve`."""
+        protocol = self._protocol
+        checked_limit(limit)
+        deadline = None if wait is None else monotonic() + wait
+        batch = await self.run(protocol.reserve(lease, limit))
+        if batch.jobs or wait == 0:
+            return batch.jobs
+        async with self.listening() as ear:
+            while True:
+                batch = await self.run(protocol.reserve(lease, limit))  # anew: what came before was not heard
+                if batch.jobs:
+                    return batch.jobs
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return []
+                rest = min(batch.wait, await self.run(protocol.rest()))
+                await ear.listen(rest if left is None else min(rest, left))
+
+    async def pull(self, limit: int = 1) -> list[Job]:
+        """As :meth:`celery_delayq.DelayQueue.pull`."""
+        return (await self.run(self._protocol.pull(checked_limit(limit)))).jobs
+
+    async def due(self, lease: float = LEASE, wait: float | None = 0) -> AsyncIterator[Job]:
+        """As :meth:`celery_delayq.DelayQueue.due`."""
+        while jobs := await self.reserve(lease, wait=wait):
+            for job in jobs:
+                yield job
+
+    def __aiter__(self) -> AsyncIterator[Job]:
+        """As :meth:`due`."""
+        return self.due()
+
+    async def ack(self, *jobs: Job) -> None:
+        """As :meth:`celery_delayq.DelayQueue.ack`."""
+        await self._settle(self._protocol.ack(jobs))
+
+    async def release(
+        self, job: Job, at: datetime | float | None = None, delay: float | timedelta | None = None, reason: str = ""
+    ) -> None:
+        """As :meth:`celery_delayq.DelayQueue.release`."""
+        await self._settle(self._protocol.release([job], due_of(at, delay), reason))
+
+    async def extend(self, *jobs: Job, lease: float = LEASE) -> None:
+        """As :meth:`celery_delayq.DelayQueue.extend`."""
+        await self._settle(self._protocol.extend(jobs, lease))
+
+    async def _settle(self, steps: Steps[list[Job]]) -> None:
+        gone = await self.run(steps)
+        if gone:
+            raise lost(gone)
+
+    async def requeue(self, limit: int = 1000) -> int:
+        """As :meth:`celery_delayq.DelayQueue.requeue`."""
+        return await self.run(self._protocol.requeue(checked_limit(limit)))
+
+    async def scheduled(
+        self, start: datetime | float | None = None, end: datetime | float | None = None
+    ) -> AsyncIterator[Job]:
+        """As :meth:`celery_delayq.DelayQueue.scheduled`."""
+        start_us, stop_us = range_of(start, end)
+        behind: Place | None = None
+        while True:
+            page = await self.run(self._protocol.page(start_us, stop_us, behind))
+            for job in found_of(page):
+                yield job
+            behind = page.end
+            if not page.left:
+                return
+
+    async def dead(self) -> AsyncIterator[Dead]:
+        """As :meth:`celery_delayq.DelayQueue.dead`."""
+        behind: Place | None = None
+        while True:
+            page = await self.run(self._protocol.dead(behind))
+            for job in page.jobs:
+                yield job
+            behind = page.end
+            if not page.left:
+                return
+
+    async def revive(self, *ids: str | bytes) -> int:
+        """As :meth:`celery_delayq.DelayQueue.revive`."""
+        return await self.run(self._protocol.revive(ids)) if ids else 0
+
+    async def discard(self, *ids: str | bytes) -> int:
+        """As :meth:`celery_delayq.DelayQueue.discard`."""
+        return await self.run(self._protocol.discard(ids)) if ids else 0
+
+    async def stats(self) -> QueueLoad:
+        """As :meth:`celery_delayq.DelayQueue.stats`; its ``waiting`` is what ``len`` says there."""
+        return await self.run(self._protocol.load())
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Ear]:
+        """What hears of jobs that became the earliest, for one caller at a time."""
+        ear = self._ears.pop() if self._ears else Ear(self._client)
+        try:
+            await ear.attend(self._protocol.channels)
+            yield ear
+        except BaseException:
+            await ear.close()
+            raise
+        self._ears.append(ear)
+
+    async def aclose(self) -> None:
+        """Close the connections that are the queue's own."""
+        while self._ears:
+            await self._ears.pop().close()
+        if self._owns:
+            await _close(self._client)
+
+    async def __aenter__(self) -> DelayQueue:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Worker:
+    """Runs *fn* for each due job of *queue*, in tasks, as :class:`celery_delayq.Worker` does in threads.
+
+    Args:
+        fn: is awaited with a :class:`~celery_delayq.job.Job`.
+        concurrency: so many at once.
+        queue, lease, prefetch: as there.
+    """
+
+    def __init__(
+        self,
+        queue: DelayQueue,
+        fn: Callable[[Job], Awaitable[object]],
+        concurrency: int = 1,
+        lease: float = LEASE,
+        prefetch: int | None = None,
+    ) -> None:
+        prefetch = checked_worker("concurrency", concurrency, lease, prefetch)
+        self._queue = queue
+        self._fn = fn
+        self._work = Work(queue.protocol, lease, concurrency, prefetch)
+        self._concurrency = concurrency
+        self._waiting: deque[Job] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Take no more jobs, finish those that are worked on, and give back the others; :meth:`run` returns then."""
+        self._stopping = True
+        self._news.set()
+
+    async def run(self) -> None:
+        """Work until :meth:`stop` is called. When it is cancelled, so are the jobs that are worked on, and given back.
+
+        Raises:
+            DelayQError: the queue cannot be used.
+        """
+        listener = asyncio.create_task(self._listen())
+        try:
+            await self._keep()
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
+        finally:
+            listener.cancel()
+            for task in (listener, *self._tasks):
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def _keep(self) -> None:
+        """Make turn after turn, until all is finished."""
+        outages = Outages(f"delayq worker of {self._queue.topic}")
+        while True:
+            self._news.clear()  # before the turn: what happens meanwhile is not slept over
+            takes = not self._stopping
+            if not takes:
+                self._take_back()
+            try:
+                turn = await self._queue.run(self._work.turn(monotonic(), takes=takes))
+            except redis.RedisError as error:
+                wait = outages.failed(error)
+                if not takes and outages.lasts():
+                    return
+            else:
+                outages.over()
+                self._hand_out(turn)
+                if not takes and not self._work.held:
+                    return
+                wait = turn.wait
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), None if wait == float("inf") else wait)
+
+    async def _abandon(self) -> None:
+        """Who was cancelled gives back what he holds, if Redis answers; else it comes back by itself."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._take_back()
+        with suppress(redis.RedisError):
+            await self._queue.run(self._work.turn(monotonic(), takes=False))
+
+    def _hand_out(self, turn: Turn) -> None:
+        self._waiting += turn.taken
+        for job in turn.lost:
+            logger.warning(
+                "delayq worker of %s: job %s is no longer ours; another may run it, too",
+                self._queue.topic,
+                shortened(job.id),
+            )
+        self._begin()
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._tasks) < self._concurrency:
+            job = self._waiting.popleft()
+            if not self._work.is_ours(job, monotonic()):
+                self._work.untouched(job)
+                continue
+            task = asyncio.create_task(self._do(job))
+            self._tasks.add(task)
+            task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._stopping:
+            self._begin()
+        self._news.set()
+
+    def _take_back(self) -> None:
+        """Jobs that nobody has begun are for other workers."""
+        while self._waiting:
+            self._work.untouched(self._waiting.popleft())
+
+    async def _do(self, job: Job) -> None:
+        try:
+            await self._fn(job)
+        except asyncio.CancelledError:
+            self._work.untouched(job)
+            raise
+        except Exception as error:
+            logger.exception("delayq worker of %s: job %s has failed", self._queue.topic, shortened(job.id))
+            self._work.failed(job, repr(error))
+        else:
+            self._work.done(job)
+
+    async def _listen(self) -> None:
+        """Tell the keeper when a job became the earliest."""
+        while True:
+            try:
+                async with self._queue.listening() as ear:
+                    while True:
+                        if await ear.listen(CONFIRMATION):
+                            self._news.set()
+            except redis.RedisError:  # the keeper says so; and he looks by himself, if less exactly
+                await asyncio.sleep(DEAF_POLL)
+
+
+class Ear:
+    """Listens to announcements."""
+
+    def __init__(self, client: Any) -> None:
+        self._pubsub = client.pubsub()
+        self._channels: set[str] = set()
+        self._is_deaf = False
+
+    async def attend(self, channels: list[str]) -> None:
+        """Listen to *channels*. When this returns nothing that is said there escapes us any more."""
+        wanted = set(channels) - self._channels
+        if not wanted or self._is_deaf:
+            return
+        try:
+            await self._pubsub.subscribe(*wanted)
+            while not wanted <= self._channels:
+                message = await self._pubsub.get_message(timeout=CONFIRMATION)
+                if message is None:
+                    raise redis.TimeoutError(f"Redis did not confirm the subscription to {channels[0]}")
+                if message["type"] == "subscribe":
+                    channel = message["channel"]
+                    self._channels.add(channel.decode() if isinstance(channel, bytes) else channel)
+        except NoPermissionError:
+            self._is_deaf = True
+            logger.warning(forbidden(channels[0]))
+
+    async def listen(self, timeout: float) -> bool:
+        """Return after *timeout* seconds, or when something was announced; whether that may be so."""
+        if self._is_deaf:
+            await asyncio.sleep(min(timeout, DEAF_POLL))
+            return True
+        return await self._pubsub.get_message(timeout=timeout) is not None
+
+    async def close(self) -> None:
+        """Hear nothing more."""
+        await _close(self._pubsub)
+
+
+async def _exchange(client: redis.asyncio.Redis, call: Call[T]) -> T:
+    """As :class:`~celery_delayq.scripts.Prepared` does it, awaited."""
+    pool = client.connection_pool
+    own = client.connection  # of a client that keeps one for itself
+    connection: Any = own or await pool.get_connection(*PURPOSE)
+    sent = call.prepared
+
+    async def say(command: bytes) -> Any:
+        await connection.send_packed_command(command)
+        return await connection.read_response(disable_decoding=True)
+
+    async def exchange() -> Any:
+        try:
+            return await say(sent.command(call.args))
+        except NoScriptError:
+            return await say(sent.command(call.args, loads=True))
+
+    async def failed(_: Exception) -> None:
+        nonlocal sent
+        sent = call.again or call.prepared
+        await connection.disconnect()
+
+    try:
+        reply = await connection.retry.call_with_retry(exchange, failed)
+    except ResponseError as error:
+        call.prepared.explain(error)
+        raise
+    except BaseException:  # a reply may be on its way, and is nobody else's
+        await connection.disconnect(nowait=True)
+        raise
+    finally:
+        if own is None:
+            await pool.release(connection)
+    return call.read(reply)
+
+
+async def _by_words(client: Any, call: Call[T]) -> T:
+    """On a cluster's client, which finds the server by the keys."""
+    try:
+        try:
+            reply = await client.execute_command(*call.prepared.words(call.args))
+        except NoScriptError:
+            reply = await client.execute_command(*call.prepared.words(call.args, loads=True))
+    except ResponseError as error:
+        call.prepared.explain(error)
+        raise
+    return call.read(reply)
+
+
+def _client_of(url: str) -> Any:
+    if not is_cluster_url(url):
+        return redis.asyncio.Redis.from_url(url)
+    cluster, _ = Cluster.from_url(url)
+    nodes = [ClusterNode(node.host, node.port) for node in cluster.nodes]
+    return redis.asyncio.RedisCluster(startup_nodes=nodes, **cluster.options)
+
+
+async def _close(one: Any) -> None:
+    """redis-py before 5.0.1 calls it otherwise."""
+    await (one.aclose() if hasattr(one, "aclose") else one.close())
