@@ -328,9 +328,11 @@ class Worker:
 
     async def _abandon(self) -> None:
         """Who was cancelled gives back what he holds, if Redis answers; else it comes back by itself."""
-        for task in self._tasks:
+        self._stopping = True
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._take_back()
         with suppress(redis.RedisError):
             await self._queue.run(self._work.turn(monotonic(), takes=False))

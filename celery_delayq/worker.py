@@ -73,8 +73,11 @@ class Worker:
         Raises:
             DelayQError: the queue cannot be used.
         """
-        with _signals(self._ask_to_stop):
-            self._run()
+        try:
+            with _signals(self._ask_to_stop):
+                self._run()
+        finally:
+            self._ended.set()
 
     def start(self) -> None:
         """Work in a thread of its own, until :meth:`stop`."""
@@ -120,6 +123,8 @@ class Worker:
         except BaseException as error:  # whoever stops it is told
             self._error = error
             logger.exception("delayq worker of %s has ended", self._queue.topic)
+        finally:
+            self._ended.set()
 
     def _run(self) -> None:
         hands = [
@@ -137,7 +142,6 @@ class Worker:
                 self._inbox.put(None)
             for hand in hands:
                 hand.join()
-            self._ended.set()
 
     def _keep(self) -> None:
         """Make turn after turn, until all is finished."""
