@@ -96,7 +96,7 @@ class Prepared:
     (``python -m benchmarks publish`` measures it).
     """
 
-    def __init__(self, script: Script, keys: Sequence[str], args: Sequence[Value]) -> None:
+    def __init__(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Value]) -> None:
         self._script = script
         self._keys = keys
         self._args = args
