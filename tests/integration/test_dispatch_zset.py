@@ -338,8 +338,13 @@ def test_wrong_use(options: list[str]) -> None:
     assert options[0] in done.stderr
 
 
-def test_its_help() -> None:
-    """-h, too; with the defaults."""
+def test_its_help_and_its_page() -> None:
+    """-h, too; both know all options and their defaults."""
     said = CliRunner().invoke(main, ["dispatch-zset", "-h"]).stdout
-    for word in ("-u", "-d", "-r", "-n", "-v", "redis://localhost:6379", "delayedtaskset", "readytasklist", "10"):
-        assert word in said
+    page = (Path(__file__).parents[2] / "docs" / "dispatch-zset.md").read_text()
+    command = main.commands["dispatch-zset"]
+    for option in command.params:
+        for word in (*option.opts, *([] if option.is_flag else [str(option.default)])):
+            assert word in said
+            assert f"`{word}`" in page
+    assert {"-u", "-d", "-r", "-n", "-v"} < {word for option in command.params for word in option.opts}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -108,6 +110,12 @@ def test_the_rights_that_it_needs(own_server: RedisServer, caplog: pytest.LogCap
                 client.zadd("delayed", {f"{number}": in_seconds(client, 0.1)})
                 popped(client, 1)
     assert [record.levelno for record in caplog.records] == [logging.INFO] * (not told)
+
+
+def test_the_rights_that_are_documented() -> None:
+    """Are those that are tested here."""
+    page = (Path(__file__).parents[2] / "docs" / "dispatch-zset.md").read_text()
+    assert re.findall(r" \+(\w+)", page) == [*NEEDED, *TO_BE_TOLD]
 
 
 @pytest.mark.parametrize("missing", NEEDED)
