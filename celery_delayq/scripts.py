@@ -41,7 +41,7 @@ class Script:
         self.text = (files("celery_delayq.lua") / f"{name}.lua").read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Value]) -> Any:
+    def __call__(self, client: redis.Redis, keys: Sequence[str | bytes], args: Sequence[Value]) -> Any:
         """Run the script on *client*.
 
         Raises:
@@ -60,7 +60,7 @@ class Script:
         for timer in Script.timers:
             timer(self.name, seconds)
 
-    def _call(self, client: redis.Redis, keys: Sequence[str], args: Sequence[Value]) -> Any:
+    def _call(self, client: redis.Redis, keys: Sequence[str | bytes], args: Sequence[Value]) -> Any:
         try:
             try:
                 return client.evalsha(self.sha, len(keys), *keys, *args)
@@ -96,7 +96,7 @@ class Prepared:
     (``python -m benchmarks publish`` measures it).
     """
 
-    def __init__(self, script: Script, keys: Sequence[str], args: Sequence[Value]) -> None:
+    def __init__(self, script: Script, keys: Sequence[str | bytes], args: Sequence[Value]) -> None:
         self._script = script
         self._keys = keys
         self._args = args
