@@ -5,7 +5,8 @@ import { argumentsOf, withRedis } from "./delayq/connection.js";
 import { Consumer } from "./delayq/consumer.js";
 import { DelayQueue } from "./delayq/queue.js";
 
-const [topic, work = "1", lease = "30"] = argumentsOf("node consume.js <topic> [seconds of work] [lease]", 1);
+const usage = "node consume.js <topic> [seconds of work] [lease] [patience when it is stopped]";
+const [topic, work = "1", lease = "30", patience = "10"] = argumentsOf(usage, 1);
 
 async function handle(job, signal) {
   console.log(`${job.id}: begins, attempt ${job.attempts}, ${Date.now() - job.due} ms after its due time`);
@@ -14,7 +15,8 @@ async function handle(job, signal) {
 }
 
 await withRedis(async (redis) => {
-  const consumer = new Consumer(new DelayQueue(redis, topic), handle, { lease: Number(lease) });
+  const options = { lease: Number(lease), patience: Number(patience) };
+  const consumer = new Consumer(new DelayQueue(redis, topic), handle, options);
   for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => consumer.stop());
   console.log(`consuming ${topic}`);
   await consumer.run();

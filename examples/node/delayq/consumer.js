@@ -1,10 +1,8 @@
 // A consumer: takes jobs when they are due, some at a time, and keeps them for as long as their handlers work.
 
 import { Alarm } from "./alarm.js";
+import { listen, LONGEST_SLEEP } from "./ear.js";
 import { LeaseLost } from "./queue.js";
-
-/** Look again after so many seconds, whatever one knows: a wake-up is lost where a connection breaks. */
-const LONGEST_SLEEP = 5;
 
 /** Pauses (s) after an error: the first, and the longest. */
 const PAUSE = [0.1, 5];
@@ -42,7 +40,7 @@ export class Consumer {
 
   /** Work until somebody calls `stop`. */
   async run() {
-    const ear = this.#listen();
+    const ear = listen(this.#queue, () => this.#alarm.ring(), this.#options.log);
     const heartbeat = setInterval(() => this.#extend(), (this.#options.lease * 1000) / 3);
     let pause = PAUSE[0];
     while (!this.#stopping) {
@@ -58,20 +56,6 @@ export class Consumer {
     await this.#finish();
     clearInterval(heartbeat);
     ear.disconnect();
-  }
-
-  // A put says so on this channel when its job became the earliest. ioredis subscribes again after a lost connection,
-  // and then something may have been said meanwhile: "ready" rings, too.
-  #listen() {
-    const ear = this.#queue.redis.duplicate({ maxRetriesPerRequest: null });
-    ear.on("error", () => {}); // the other connection says it
-    ear.on("ready", () => this.#alarm.ring());
-    ear.on("message", () => this.#alarm.ring());
-    ear.subscribe(this.#queue.keys.wake).then(
-      () => this.#alarm.ring(),
-      (error) => this.#options.log(`cannot listen, and looks every ${LONGEST_SLEEP} s only: ${error.message}`),
-    );
-    return ear;
   }
 
   // Fill the slots that are free. Returns for how long (s) there is nothing to do: until a job is due, or somebody's

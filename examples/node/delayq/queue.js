@@ -118,21 +118,53 @@ export class DelayQueue {
     const of = this.#of();
     // 40 digits that nobody can guess; each token begins with them.
     const nonce = randomBytes(20).toString("hex");
-    let [, , expired, left, now, next, , , tickets, ids, bodies] = await this.#scripts.call(
+    const [, , expired, left, now, next, , , tickets, ids, bodies] = await this.#scripts.call(
       "reserve",
       [index, topics, holds, rates, totals, aside, remains, expiries, ways, ...of.topic, ...of.leases],
       ["", this.topic, limit, micros(lease), nonce, ""],
     );
-    if (expired) {
-      const args = [this.keys.wake, "", this.topic, Math.min(limit, ENDED), micros(1), maxAttempts ?? ""];
-      const [, , more, , nextNow] = await this.#scripts.call("requeue", this.#endingKeys(of), args);
-      [left, next] = [left || more, nextNow];
-    }
-    return {
-      jobs: readJobs(tickets, ids, bodies),
-      left: left === 1,
-      untilNext: next < 0 ? Infinity : Math.max(next - now, 0) / micros(1),
-    };
+    const more = expired ? await this.requeue({ limit: Math.min(limit, ENDED), maxAttempts }) : outlook(left, now, next);
+    return { jobs: readJobs(tickets, ids, bodies), left: left === 1 || more.left, untilNext: more.untilNext };
+  }
+
+  /** Let jobs wait again whose lease has run out. (`reserve` does so, too.) For the rest as `reserve`. */
+  async requeue({ limit = ENDED, maxAttempts } = {}) {
+    const [, , left, now, next] = await this.#scripts.call("requeue", this.#endingKeys(this.#of()), [
+      ...[this.keys.wake, "", this.topic, limit, micros(1), maxAttempts ?? ""],
+    ]);
+    return outlook(left, now, next);
+  }
+
+  /**
+   * Take up to `limit` due jobs, once and for all: who dies with them has lost them.
+   * @returns jobs without a token, and the rest as `reserve`, but for `untilNext`
+   */
+  async pull(limit = 1) {
+    const { index, topics, holds, rates, totals, aside, remains } = this.keys;
+    const of = this.#of();
+    const [, , left, , words, bodies] = await this.#scripts.call(
+      "pull",
+      [index, topics, holds, rates, totals, aside, remains, ...of.topic, of.leases[0]],
+      ["", this.topic, limit],
+    );
+    const jobs = bodies.map((body, place) => ({ id: words[2 * place], body, due: dateOf(Number(words[2 * place + 1])) }));
+    return { jobs, left: left === 1 };
+  }
+
+  /**
+   * Move up to `limit` due jobs' bodies to a Redis list, to be popped from its right end. In a cluster its name has to
+   * hold the queue's hash tag.
+   * @returns {{moved: number, left: boolean, untilNext: number}} how many were moved, and the rest as `reserve`
+   */
+  async dispatch(list, limit = 1000) {
+    const { index, topics, holds, rates, totals, aside, remains } = this.keys;
+    const of = this.#of();
+    const [moved, , , left, now, next] = await this.#scripts.call(
+      "dispatch",
+      [index, topics, holds, rates, totals, aside, remains, ...of.topic, list, of.leases[0]],
+      ["", this.topic, limit, "back", "", "", 0],
+    );
+    return { moved, ...outlook(left, now, next) };
   }
 
   /** These jobs are done. @throws {LeaseLost} naming those that are not the caller's any more; the others are done */
@@ -181,8 +213,9 @@ export class DelayQueue {
   /** Seconds until the first of all leases in this queue runs out; Infinity if nothing is reserved. */
   async untilExpiry() {
     const [score, time] = await Promise.all([this.redis.zscore(this.keys.expiries, this.topic), this.redis.time()]);
-    const now = Number(time[0]) * micros(1) + Number(time[1]);
-    return score === null ? Infinity : Math.max(Number(score) - now, 0) / micros(1);
+    if (score === null) return Infinity;
+    const [seconds, us] = time.map(Number);
+    return Math.max(Number(score) - micros(seconds) - us, 0) / micros(1);
   }
 
   #of() {
@@ -198,6 +231,11 @@ export class DelayQueue {
     return [index, topics, holds, totals, expiries, ways, ...of.topic, ...of.leases, ...of.dead];
   }
 }
+
+const outlook = (left, now, next) => ({
+  left: left === 1,
+  untilNext: next < 0 ? Infinity : Math.max(next - now, 0) / micros(1),
+});
 
 const pairs = (jobs) => jobs.flatMap((job) => [job.id, job.token]);
 
