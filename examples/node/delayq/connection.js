@@ -28,7 +28,7 @@ export async function withRedis(work, options) {
   try {
     await work(redis);
   } catch (error) {
-    console.error(error.message);
+    console.error(error.name === "MaxRetriesPerRequestError" ? "Redis cannot be reached" : error.message);
     process.exitCode = 1;
   } finally {
     redis.disconnect();

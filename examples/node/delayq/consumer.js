@@ -85,6 +85,7 @@ export class Consumer {
       if (!this.#stopping) await this.#handle(job, controller.signal);
       else end = () => this.#queue.release([job], { counted: false }); // it came when it was no longer wanted
     } catch (error) {
+      if (controller.signal.aborted) return;
       log(`${job.id} failed: ${error}`);
       const delay = Math.min(2 ** (job.attempts - 1), 60);
       end = () => this.#queue.release([job], { delay, maxAttempts, reason: String(error) });
