@@ -29,7 +29,7 @@ export class Consumer {
   constructor(queue, handle, options) {
     this.#queue = queue;
     this.#handle = handle;
-    this.#options = { slots: 4, lease: 30, maxAttempts: 5, patience: 10, log: console.error, ...options };
+    this.#options = { slots: 4, lease: 30, maxAttempts: 16, patience: 10, log: console.error, ...options };
   }
 
   /** Take no more jobs, and let `run` end: when those at work are done, or given back. */

@@ -107,7 +107,7 @@ export class DelayQueue {
 
   /**
    * Take up to `limit` due jobs under a lease. Until it is over they are the caller's; he has to ack, release or extend
-   * them. Jobs of others, whose lease is over, wait again: a second for the first time, then twice as long each time.
+   * them. Jobs of others, whose lease is over, are due again.
    * @param {object} [options]
    * @param {number} [options.maxAttempts] a job that was reserved so often is dead then
    * @returns jobs, the ones that were due first first; `left`: whether more may leave now; and how long it is until
@@ -130,7 +130,7 @@ export class DelayQueue {
   /** Let jobs wait again whose lease has run out. (`reserve` does so, too.) For the rest as `reserve`. */
   async requeue({ limit = ENDED, maxAttempts } = {}) {
     const [, , left, now, next] = await this.#scripts.call("requeue", this.#endingKeys(this.#of()), [
-      ...[this.keys.wake, "", this.topic, limit, micros(1), maxAttempts ?? ""],
+      ...[this.keys.wake, "", this.topic, limit, 0, maxAttempts ?? ""],
     ]);
     return outlook(left, now, next);
   }
