@@ -77,6 +77,7 @@ export class CeleryTasks {
   async cancel(id) {
     const { index, topics, holds, rates, totals, aside, remains } = this.keys;
     let gone = 0;
+    await this.#scripts.check();
     for (const queue of await this.redis.hkeys(topics)) {
       const keys = [index, topics, holds, rates, totals, aside, remains, ...this.keys.ofTopic(queue)];
       const [deleted] = await this.#scripts.call("delete", keys, ["", queue, 0, id, ""]);

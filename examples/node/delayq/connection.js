@@ -2,18 +2,12 @@
 
 import Redis from "ioredis";
 
-/**
- * Connect to `url`. Errors of the connection reach those who wait for an answer.
- * @param {import("ioredis").RedisOptions} [options] by default a program that finds no Redis ends soon
- */
-export function connect(url = process.env.REDIS_URL || "redis://localhost:6379/0", options = {}) {
-  const redis = new Redis(url, {
-    // ioredis would send again what was on its way when the connection broke. It may have been done, and the second
-    // answer would be a lie: EXISTS for what was put, LEASE_LOST for what was acked.
-    autoResendUnfulfilledCommands: false,
-    maxRetriesPerRequest: 2,
-    ...options,
-  });
+/** Connect to Redis. What is asked fails as soon as the connection does; the next question finds a new connection. */
+export function connect(url = process.env.REDIS_URL || "redis://localhost:6379/0") {
+  // By default ioredis sends again what was on its way when the connection broke. It may have been done, and the second
+  // answer would be a lie: EXISTS for what was put, LEASE_LOST for what was acked. (autoResendUnfulfilledCommands: false
+  // is no way out: who waits for such an answer then waits for ever.)
+  const redis = new Redis(url, { maxRetriesPerRequest: 0 });
   let told = "";
   redis.on("error", (error) => {
     if (error.message !== told) console.error(`redis: ${(told = error.message || error.code)}`);
@@ -23,12 +17,12 @@ export function connect(url = process.env.REDIS_URL || "redis://localhost:6379/0
 }
 
 /** Do some work on a connection, and end the program; with a message and status 1 if that fails. */
-export async function withRedis(work, options) {
-  const redis = connect(undefined, options);
+export async function withRedis(work) {
+  const redis = connect();
   try {
     await work(redis);
   } catch (error) {
-    console.error(error.name === "MaxRetriesPerRequestError" ? "Redis cannot be reached" : error.message);
+    console.error(error.message);
     process.exitCode = 1;
   } finally {
     redis.disconnect();

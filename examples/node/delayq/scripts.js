@@ -46,12 +46,17 @@ export class Scripts {
 
   /** Run the script of that name. */
   async call(name, keys, args) {
+    await this.check();
+    return await this.#run(name, keys, args);
+  }
+
+  /** Before the first use of the key space: make sure that this client knows its version. */
+  async check() {
     this.#checked ??= this.#check().catch((error) => {
       this.#checked = null; // the next call tries again
       throw error;
     });
     await this.#checked;
-    return await this.#run(name, keys, args);
   }
 
   async #check() {
@@ -64,6 +69,11 @@ export class Scripts {
 
   async #run(name, keys, args) {
     if (!scripts.has(name)) scripts.set(name, new Script(name));
-    return await scripts.get(name).run(this.#redis, keys, args);
+    try {
+      return await scripts.get(name).run(this.#redis, keys, args);
+    } catch (error) {
+      if (error.name !== "MaxRetriesPerRequestError") throw error;
+      throw new Error(`no connection to Redis (${name})`);
+    }
   }
 }
