@@ -30,9 +30,9 @@ DUE_PROPERTY = "delayq_due"
 #: The property that tells when the message was put, by the producer's clock (us since the epoch).
 PUT_PROPERTY = "delayq_put"
 
-#: Finds the task's name in a message as it is stored, for Lua and for Python alike. Neither a body in base64 nor a
-#: string inside of the JSON, whose quotes are escaped, can hold what it looks for.
-TASK_PATTERN = rb'"task": "([^"]*)"'
+#: Finds the task's name in a message as it is stored, for Lua and for Python alike; some languages write JSON without
+#: blanks. Neither a body in base64 nor a string inside of the JSON, whose quotes are escaped, can hold what it wants.
+TASK_PATTERN = rb'"task": ?"([^"]*)"'
 
 
 def read_eta(eta: object) -> datetime:

@@ -1,0 +1,17 @@
+"""The Python side: a stock Celery app with celery_delayq. Its worker runs what Node has scheduled."""
+
+import os
+
+from celery import Celery
+
+from celery_delayq import DelayQ
+
+REDIS = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
+
+app = Celery("tasks", broker=REDIS, backend=REDIS)
+DelayQ(app)
+
+
+@app.task
+def greet(name, greeting="Hello"):
+    print(f"{greeting} {name}", flush=True)
