@@ -12,15 +12,21 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-#: The part of docs/lua.md that is written here stands between these lines.
-BEGIN, END = "<!-- made of the headers: python -m tests.lua.contract -->", "<!-- end of the headers -->"
+#: Where docs/lua.md is, and how the parts of it that are written here begin and end.
+DOCS = Path(__file__).parents[2] / "docs" / "lua.md"
+BEGIN, END = "<!-- {}: python -m tests.lua.contract -->", "<!-- end of the {} -->"
 
-#: In what order the docs tell of the verbs: what every client needs, what some do, and what Celery's side is alone with.
+#: In what order the docs tell of the verbs: what every client needs, what some do, what is Celery's side's alone.
 ORDER = (
     ("put", "delete", "move", "reserve", "ack", "release", "extend", "requeue", "pull", "dispatch", "version"),
     ("tick", "page", "pause", "resume", "purge", "revive", "discard"),
     ("restore", "adopt", "drain", "claim", "forget"),
 )
+
+#: Keys that each topic has, and those that are not ours.
+OF_TOPIC = {"schedule", "jobs", "ties", "steps", "firsts", "graces"} | {"attempts", "leases", "tickets", "reserved"}
+OF_TOPIC |= {"dead", "letters", "causes"}
+OTHERS = {"ready", "unacked", "delivered"}
 
 _ENTRY = re.compile(r"-- (?:(?:KEYS|ARGV)\[(\d+)\] {1,2}| {9})(\w+) +(\S+)(?: +(.*))?$")
 
@@ -171,22 +177,60 @@ def _moves(lines: list[str]) -> Iterator[tuple[str, str]]:
                     yield before, other
 
 
-def reference() -> str:
-    """All headers, as docs/lua.md has them."""
+def _keys() -> list[str]:
+    """A table of all keys."""
+    texts: dict[str, list[str]] = {}
+    kinds: dict[str, str] = {}
+    users: dict[str, list[str]] = {}
+    for verb in (verb for verbs in ORDER for verb in verbs):
+        for entry in (entry for group in header(verb).keys for entry in group.entries):
+            kinds[entry.name] = entry.kind
+            texts.setdefault(entry.name, []).append(entry.text.removesuffix(" (opaque here)"))
+            users.setdefault(entry.name, []).append(verb)
+    rows = ["| key | type | what | scripts that take it |", "|---|---|---|---|"]
+    for name in (name for name in kinds if name not in OTHERS):
+        ending = f"{name}:<topic>" if name in OF_TOPIC else f"{name}:<name>" if name == "journal" else name
+        text = max(texts[name], key=len)
+        if name == "totals":  # each script tells what it counts
+            counted = sorted({word for text in texts[name] for word in re.findall(r"'\w+:'", text)})
+            text = f"{', '.join(counted)} and topic -> how many jobs"
+        rows.append(f"| `{ending}` | {kinds[name]} | {text} | {', '.join(dict.fromkeys(users[name]))} |")
+    return rows
+
+
+def _verbs() -> list[str]:
+    """A table of all verbs."""
+    rows = ["| verb | what it does | from -> to | cost |", "|---|---|---|---|"]
+    for verbs in ORDER:
+        for verb in verbs:
+            text = header(verb).text
+            purpose = re.sub(r"\s+", " ", text.partition("\n\n")[0]).partition(": ")[2]
+            cost = re.sub(r"\s+", " ", re.search(r"^Cost +(.*?)(?:\n\n|\Z)", text, re.M | re.S)[1])  # type: ignore[index]
+            moves = "<br>".join(f"{before} -> {after}" for before, after in dict.fromkeys(header(verb).moves))
+            rows.append(f"| [`{verb}`](#{verb}) | {purpose} | {moves} | {cost} |")
+    return rows
+
+
+def _headers() -> list[str]:
+    """All headers."""
     said = []
     for verbs in ORDER:
         for verb in verbs:
-            said += [f"#### {verb}", "", "```text", header(verb).text, "```", ""]
-    return "\n".join(said)
+            said += [f"### {verb}", "", "```text", header(verb).text, "```", ""]
+    return said[:-1]
 
 
-def main() -> None:
-    """Write them there."""
-    path = Path(__file__).parents[2] / "docs" / "lua.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n\n{reference()}\n{END}{after}", encoding="utf-8")
+def written(text: str) -> str:
+    """The text of docs/lua.md as it is to be."""
+    for name, make in (("keys", _keys), ("verbs", _verbs), ("headers", _headers)):
+        begin, end = BEGIN.format(name), END.format(name)
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"no {begin} and {end}")
+        text = "\n".join([before + begin, "", *make(), "", end + after])
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    DOCS.write_text(written(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
