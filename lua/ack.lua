@@ -8,9 +8,10 @@
 -- KEYS[6]  reserved  hash  id -> body
 -- KEYS[7]  dead      zset  id -> time (us) of its death
 --
--- ARGV[1]  topic
--- ARGV[2]  id, and
--- ARGV[3]  token     that it was reserved with; and any number of pairs
+-- ARGV[1]  topic  bytes
+-- then two for each job:
+--          id     bytes
+--          token  bytes  that it was reserved with
 --
 -- Returns  {number, ...}     LEASE_LOST: the jobs, from 1, that are not reserved with their token, and of which nothing
 --                            was touched. The others were, and are gone now; also if their lease has run out, as long

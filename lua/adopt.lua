@@ -13,20 +13,21 @@
 -- KEYS[11] firsts    hash    id -> time (us) of the first put, only of jobs with a max_wait
 -- KEYS[12] graces    hash    id -> how late (us) it may be handed over, only of jobs that are dropped then
 --
--- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now          us since the epoch; '' for Redis's own clock
--- ARGV[3]  tag          of the delivery; '' if the broker keeps no record of deliveries
--- ARGV[4]  least        us: a job that is due sooner is left alone, and in any case one that is due already
--- ARGV[5]  silence      us: no dispatcher lives if none has given a sign of life for longer; '' to take it for granted
--- ARGV[6]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already
--- ARGV[7]  topic
--- ARGV[8]  delivery
--- ARGV[9]  id
--- ARGV[10] due          us since the epoch
--- ARGV[11] step         priority step, a number; 0 for the plain ready list
--- ARGV[12] max_wait     us: due at the latest this long after the first put; '' for no limit
--- ARGV[13] grace        us: dropped when it is found later than this; '' to be handed over however late
--- ARGV[14] body
+-- ARGV[1]  channel      bytes  where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now          us?    since the epoch; '' for Redis's own clock
+-- ARGV[3]  tag          bytes  of the delivery; '' if the broker keeps no record of deliveries
+-- ARGV[4]  least        us     a job that is due sooner is left alone, and in any case one that is due already
+-- ARGV[5]  silence      us?    no dispatcher lives if none has given a sign of life for longer; '' to take it for
+--                              granted
+-- ARGV[6]  on_conflict  word   'error' | 'keep' | 'replace': what to do when the id waits already
+-- ARGV[7]  topic        bytes
+-- ARGV[8]  delivery     bytes  how its jobs are delivered
+-- ARGV[9]  id           id
+-- ARGV[10] due          us     since the epoch
+-- ARGV[11] step         whole  priority step; 0 for the plain ready list
+-- ARGV[12] max_wait     us?    due at the latest this long after the first put; '' for no limit
+-- ARGV[13] grace        us?    dropped when it is found later than this; '' to be handed over however late
+-- ARGV[14] body         bytes
 --
 -- Returns  'OK'          it waits, or the one that waited is kept; the delivery is acknowledged
 --          'GONE'        there is no such delivery: it was given to somebody else; nothing was written

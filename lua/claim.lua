@@ -3,9 +3,9 @@
 -- KEYS[1]  aside    zset  reason, ':' and id -> time (us) from which anybody may finish it
 -- KEYS[2]  remains  hash  reason, ':' and id -> body
 --
--- ARGV[1]  now      us since the epoch; '' for Redis's own clock
--- ARGV[2]  lease    us for which they are the caller's
--- ARGV[3]  limit    jobs to claim at most
+-- ARGV[1]  now    us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  lease  us     for which they are the caller's
+-- ARGV[3]  limit  count  jobs to claim at most
 --
 -- Returns  {name, body, ...}  reason, ':' and id; the longest waiting first
 --          error WRONGTYPE    a key holds something else; nothing was claimed

@@ -13,7 +13,8 @@
 -- KEYS[11] steps     hash  id -> priority step
 -- KEYS[12] firsts    hash  id -> time (us) of the first put
 -- KEYS[13] graces    hash  id -> how late (us) it may be handed over
--- KEYS[14] attempts  hash  id -> how often it was reserved; only where the store has leases
+-- then, only where the store has leases:
+-- KEYS[14] attempts  hash  id -> how often it was reserved
 -- then, only where reserved jobs are to be deleted, too:
 -- KEYS[15] expiries  zset  topic -> time (us) at which the first of its leases runs out
 -- KEYS[16] ways      hash  topic -> how its jobs are delivered, of topics with reserved or dead jobs
@@ -22,11 +23,12 @@
 -- KEYS[19] reserved  hash  id -> body
 -- KEYS[20] dead      zset  id -> time (us) of its death
 --
--- ARGV[1]  now       us since the epoch; '' for Redis's own clock
--- ARGV[2]  topic
--- ARGV[3]  lease     us for which the jobs lie aside for the caller to finish; '' to forget them at once
--- ARGV[4]  id, and
--- ARGV[5]  sha1      hex digest: delete it only while this is its body's; '' for whatever body; and any number of pairs
+-- ARGV[1]  now    us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic  bytes
+-- ARGV[3]  lease  us?    for which the jobs lie aside for the caller to finish; '' to forget them at once
+-- then two for each job:
+--          id     bytes
+--          sha1   sha1?  delete it only while this is its body's; '' for whatever body
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it waited, or was reserved where that counts, and is now gone; 0 if it
 --                            did not (or not with that body)

@@ -6,8 +6,9 @@
 -- KEYS[4]  letters  hash  id -> body
 -- KEYS[5]  causes   hash  id -> attempts and more; a line break; why it died
 --
--- ARGV[1]  topic
--- ARGV[2]  id       and any number more
+-- ARGV[1]  topic  bytes
+-- then one for each job:
+--          id     bytes
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it was dead and is gone now, else 0
 --          error WRONGTYPE   a key holds something else; nothing was deleted

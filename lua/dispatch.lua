@@ -13,27 +13,31 @@
 -- KEYS[11] steps     hash  id -> priority step, only of jobs whose step is not 0
 -- KEYS[12] firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
 -- KEYS[13] graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
--- KEYS[14] ready     list  bodies, popped from the right; and one more key for each further step
+-- KEYS[14] ready     list  bodies, popped from the right
+-- then one for each further ready list:
+--          ready     list  the same
 -- then, only where the store has leases:
 --          attempts  hash  id -> how often it was reserved
 --
--- ARGV[1]  now       us since the epoch; '' for Redis's own clock
--- ARGV[2]  topic
--- ARGV[3]  limit     jobs to take at most
--- ARGV[4]  position  'back': behind what is ready already; 'front': before it
--- ARGV[5]  expires   ms that every ready list lives from now on; '' for ever
--- ARGV[6]  ceiling   move nothing while so many are ready, and no more than fit; '' for no such limit
--- ARGV[7]  step      of KEYS[14]; and one more for each further ready list, ascending
+-- ARGV[1]  now       us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic     bytes
+-- ARGV[3]  limit     count  jobs to take at most
+-- ARGV[4]  position  word   'back' | 'front': behind what is ready already, or before it
+-- ARGV[5]  expires   ms?    that every ready list lives from now on; '' for ever
+-- ARGV[6]  ceiling   size?  move nothing while so many are ready, and no more than fit; '' for no such limit
+-- then one for each ready list, ascending:
+--          step      whole  the least priority step of its jobs; the first takes lesser ones, too
 -- then, if more is to be told than how many jobs moved, two:
---          tell      'dues': when each was due; 'jobs': also which it was
---          pattern   with 'jobs', tell what this Lua pattern finds in each body
+--          tell      word   'dues' | 'jobs': when each was due; or also which it was
+--          pattern   bytes  with 'jobs', tell what this Lua pattern finds in each body; '' for nothing
 --
 -- Returns  {moved, dropped, orphans, left, now, next, topic, delivery}
 --                            jobs moved; jobs laid aside, since they came too late; ids dropped because they had no
 --                            body; 1 if more of the topic may leave now, else 0; now (us); and when to look at the
 --                            first of all topics (us), which that is, and its delivery: -1, '' and '' if there is none
 --          {..., dues}       if asked to tell: when each moved job was due (us), as one text with spaces between them
---          {..., ids, found} with 'jobs': two lists, the ids, and what was found in the bodies, '' for nothing
+--          {..., dues, {id, ...}, {found, ...}}
+--                            with 'jobs': also the ids, and what was found in the bodies, '' for nothing
 --          error WRONGTYPE   a key holds something else; nothing was moved
 --          error BADARG      an argument is unusable; nothing was moved
 --

@@ -11,15 +11,19 @@
 -- KEYS[9]  steps     hash  id -> priority step, only of jobs whose step is not 0
 -- KEYS[10] firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
 -- KEYS[11] graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
--- KEYS[12] ready     list  bodies, popped from the right; and one more key for each further step
+-- KEYS[12] ready     list  bodies, popped from the right
+-- then one for each further ready list:
+--          ready     list  the same
 --
--- ARGV[1]  topic
--- ARGV[2]  expires   ms that every ready list lives from now on; '' for ever
--- ARGV[3]  step      of KEYS[12]; and one more for each further ready list, ascending; then four for each job:
---          id
---          due       us since the epoch: only while it is due then
---          sha1      hex digest: only while this is its body's
---          body      what is pushed in place of that
+-- ARGV[1]  topic    bytes
+-- ARGV[2]  expires  ms?    that every ready list lives from now on; '' for ever
+-- then one for each ready list, ascending:
+--          step     whole  the least priority step of its jobs; the first takes lesser ones, too
+-- then four for each job:
+--          id       bytes
+--          due      us     since the epoch: only while it is due then
+--          sha1     sha1   only while this is its body's
+--          body     bytes  what is pushed in place of that
 --
 -- Returns  {1 | 0, ...}      for each job: 1 if it was pushed and waits no more, 0 if it does not wait, or not so
 --          error WRONGTYPE   a key holds something else; nothing was moved

@@ -4,11 +4,12 @@
 -- KEYS[2]  leases    zset  id -> time (us) at which its lease runs out
 -- KEYS[3]  tickets   hash  id -> token, attempts, due, step, first and grace, blanks between them, '-' for none
 --
--- ARGV[1]  now       us since the epoch; '' for Redis's own clock
--- ARGV[2]  topic
--- ARGV[3]  lease     us from now on for which they stay the caller's
--- ARGV[4]  id, and
--- ARGV[5]  token     that it was reserved with; and any number of pairs
+-- ARGV[1]  now    us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic  bytes
+-- ARGV[3]  lease  span   from now on for which they stay the caller's
+-- then two for each job:
+--          id     bytes
+--          token  bytes  that it was reserved with
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it was reserved with this token, also if its lease has run out and
 --                            nobody has taken it back yet; 0: LEASE_LOST, nothing of it was touched

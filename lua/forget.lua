@@ -3,7 +3,9 @@
 -- KEYS[1]  aside    zset  reason, ':' and id -> time (us) from which anybody may finish it
 -- KEYS[2]  remains  hash  reason, ':' and id -> body
 --
--- ARGV[1]  name     reason, ':' and id; and any number more
+-- ARGV[1]  name  bytes  reason, ':' and id
+-- then one for each further job:
+--          name  bytes  of that
 --
 -- Returns  n                how many were there
 --          error WRONGTYPE  a key holds something else; nothing was changed

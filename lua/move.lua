@@ -7,16 +7,16 @@
 -- KEYS[5]  ties      zset  due (us) -> last score given to a job of that very due
 -- KEYS[6]  journal   hash  topic -> how far a long change of many jobs has come
 --
--- ARGV[1]  channel   where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now       us since the epoch; '' for Redis's own clock
--- ARGV[3]  topic
--- ARGV[4]  progress  what to write into the journal; '' for nothing
--- ARGV[5]  keep      ms for which the journal is kept
+-- ARGV[1]  channel   bytes  where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now       us?    since the epoch; '' for Redis's own clock
+-- ARGV[3]  topic     bytes
+-- ARGV[4]  progress  bytes  what to write into the journal; '' for nothing
+-- ARGV[5]  keep      ms     for which the journal is kept; not looked at where nothing is written into it
 -- then four for each job:
---          id
---          due       us since the epoch, or '+' and us from now; what is past is due now
---          if_due    us: move it only while it is due then; '' for whenever
---          sha1      hex digest: move it only while this is its body's; '' for whatever body
+--          id        bytes
+--          due       due    what is past is due now
+--          if_due    us?    since the epoch: move it only while it is due then; '' for whenever
+--          sha1      sha1?  move it only while this is its body's; '' for whatever body
 --
 -- Returns  {word, ...}       for each job: 'OK', moved, or due already and moved to no later; 'MISSING', it does not
 --                            wait; 'CHANGED', it waits, but not as if_due or sha1 says, and stays

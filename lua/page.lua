@@ -1,23 +1,27 @@
 -- page: read the waiting jobs of a topic, page by page, in the order in which they leave, or against it; or its dead
 -- ones. Changes nothing.
 --
--- KEYS[1]  schedule  zset  id -> due (us); of dead ones: dead, the time of death
--- KEYS[2]  jobs      hash  id -> body; letters
--- KEYS[3]  steps     hash  id -> priority step; causes
--- KEYS[4]  firsts    hash  id -> time (us) of the first put; and nothing more
--- KEYS[5]  graces    hash  id -> how late (us) it may be handed over
+-- KEYS[1]  schedule  zset  id -> due (us)
+-- KEYS[2]  jobs      hash  id -> body
+-- KEYS[3]  steps     hash  id -> priority step, only of jobs whose step is not 0
+-- KEYS[4]  firsts    hash  id -> time (us) of the first put, only of jobs with a max_wait
+-- KEYS[5]  graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
+-- or, for dead jobs, which have times of death for due times, three:
+--          dead      zset  id -> time (us) of its death
+--          letters   hash  id -> body
+--          causes    hash  id -> attempts, due, step, first and grace, blanks between them; a line break; why it died
 --
--- ARGV[1]  order     'asc' | 'desc'
--- ARGV[2]  start     us: only what is due then or later; '' for all
--- ARGV[3]  stop      us: only what is due before; '' for all
--- ARGV[4]  due       us: only what comes behind a job of this due
--- ARGV[5]  id        and this id; '' and '' to begin. It need not wait any more
--- ARGV[6]  limit     jobs to return at most
--- ARGV[7]  bytes     read no more after the portion of 100 whose ids and bodies pass so many
+-- ARGV[1]  order    word   'asc' | 'desc'
+-- ARGV[2]  start    us?    since the epoch: only what is due then or later; '' for all
+-- ARGV[3]  stop     us?    since the epoch: only what is due before; '' for all
+-- ARGV[4]  due      us?    since the epoch: only what comes behind a job of this due
+-- ARGV[5]  id       bytes  and this id; '' and '' to begin. It need not wait any more
+-- ARGV[6]  limit    count  jobs to return at most
+-- ARGV[7]  bytes    size   read no more after the portion of 100 whose ids and bodies pass so many
 -- then three for each needle; only jobs whose body holds all needles are returned:
---          text      bytes that it holds somewhere
---          tail      '' or a Lua pattern, beginning with ^, of what follows them there
---          or_tail   '' or another pattern that will do as well
+--          text     id     bytes that it holds somewhere
+--          tail     bytes  '' or a Lua pattern, beginning with ^, of what follows them there
+--          or_tail  bytes  '' or another pattern that will do as well
 --
 -- Returns  {left, due, id, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
 --                            how many come behind this page; the last job that was read, where the next page begins

@@ -4,7 +4,7 @@
 -- KEYS[2]  holds  zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
 -- KEYS[3]  rates  hash  topic -> us from one of its jobs to the next, until it has caught up
 --
--- ARGV[1]  topic
+-- ARGV[1]  topic  bytes
 --
 -- Returns  1 | 0             1 if it was not paused before, else 0
 --          error WRONGTYPE   a key holds something else; nothing was changed

@@ -15,9 +15,9 @@
 -- KEYS[13] graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
 -- KEYS[14] attempts  hash  id -> how often it was reserved, only of jobs that came back since
 --
--- ARGV[1]  now       us since the epoch; '' for Redis's own clock
--- ARGV[2]  topic
--- ARGV[3]  limit     jobs to take at most
+-- ARGV[1]  now    us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic  bytes
+-- ARGV[3]  limit  count  jobs to take at most
 --
 -- Returns  {dropped, orphans, left, now, {id, due, ...}, {body, ...}, {step, ...}}
 --                            jobs laid aside, since they came too late; ids dropped because they had no body; 1 if more

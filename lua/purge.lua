@@ -11,9 +11,10 @@
 -- KEYS[9]  steps     hash  id -> priority step
 -- KEYS[10] firsts    hash  id -> time (us) of the first put
 -- KEYS[11] graces    hash  id -> how late (us) it may be handed over
--- KEYS[12] attempts  hash  id -> how often it was reserved; only where the store has leases
+-- then, only where the store has leases:
+-- KEYS[12] attempts  hash  id -> how often it was reserved
 --
--- ARGV[1]  topic
+-- ARGV[1]  topic  bytes
 --
 -- Returns  n                 how many waited, and are gone now
 --          error WRONGTYPE   a key holds something else; nothing was deleted

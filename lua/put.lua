@@ -4,7 +4,7 @@
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered (opaque here)
 -- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
 -- KEYS[4]  beat      string  time (us) of the last beat of a dispatcher
--- then six for each topic t = 1..T, from KEYS[5 + 6 * (t - 1)]:
+-- then six for each topic, from KEYS[5]:
 --          schedule  zset  id -> due (us)
 --          jobs      hash  id -> body
 --          ties      zset  due (us) -> last score given to a job of that very due
@@ -13,30 +13,33 @@
 --          graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
 -- then, only where the store has leases:
 --          expiries  zset  topic -> time (us) at which the first of its leases runs out
--- and four for each topic:
+-- then, only where the store has leases, four for each topic:
 --          attempts  hash  id -> how often it was reserved, only of jobs that came back since
 --          leases    zset  id -> time (us) at which its lease runs out
 --          tickets   hash  id -> token and more
 --          reserved  hash  id -> body
 --
--- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now          us since the epoch; '' for Redis's own clock
--- ARGV[3]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already
--- ARGV[4]  origin       'new'
---                       'retried': the same bytes under the same id are this very put, sent again, whether they
---                       wait or are reserved
--- ARGV[5]  silence      us: no dispatcher lives if none has beaten for longer; '' to take it for granted that one does
--- ARGV[6]  unattended   'store' | 'refuse': what to do when no dispatcher lives. A put that replaces what waits or is
---                       reserved is stored in either case: else both might run
--- ARGV[7]  T            number of topics
--- then two for each topic: name, delivery; then seven for each job:
---          t         number of its topic
---          id
---          due       us since the epoch, or '+' and us from now; what is past is due now
---          step      priority step, a number; 0 for the plain ready list
---          max_wait  us: due at the latest this long after the first put; '' for no limit
---          grace     us: dropped when it is found later than this; '' to be handed over however late
---          body
+-- ARGV[1]  channel      bytes  where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now          us?    since the epoch; '' for Redis's own clock
+-- ARGV[3]  on_conflict  word   'error' | 'keep' | 'replace': what to do when the id waits already
+-- ARGV[4]  origin       word   'new' | 'retried': the same bytes under the same id are this very put, sent again,
+--                              whether they wait or are reserved
+-- ARGV[5]  silence      us?    no dispatcher lives if none has beaten for longer; '' to take it for granted that one
+--                              does
+-- ARGV[6]  unattended   word   'store' | 'refuse': what to do when no dispatcher lives. A put that replaces what waits
+--                              or is reserved is stored in either case: else both might run
+-- ARGV[7]  T            count  how many topics there are
+-- then two for each topic:
+--          topic        bytes
+--          delivery     bytes  how its jobs are delivered
+-- then seven for each job:
+--          t            count  number of its topic, from 1
+--          id           id
+--          due          due    what is past is due now
+--          step         whole  priority step; 0 for the plain ready list
+--          max_wait     us?    due at the latest this long after the first put; '' for no limit
+--          grace        us?    dropped when it is found later than this; '' to be handed over however late
+--          body         bytes
 --
 -- Returns  {'OK', stored, silent}
 --                            stored: how many were written; fewer than were sent when some were kept. silent: 0; or, if

@@ -21,15 +21,16 @@
 -- KEYS[19] causes    hash  id -> attempts, due, step, first and grace, blanks between them, '-' for none; a line break;
 --                          why it died
 --
--- ARGV[1]  channel       where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now           us since the epoch; '' for Redis's own clock
--- ARGV[3]  topic
--- ARGV[4]  due           us since the epoch, or '+' and us from now; what is past is due now
--- ARGV[5]  max_attempts  a job that was reserved so often is dead; '' for however often
--- ARGV[6]  reason        why it comes back, kept with a dead one
--- ARGV[7]  counted       '1'; or '0': nobody could be reached, so this was no attempt
--- ARGV[8]  id, and
--- ARGV[9]  token         that it was reserved with; and any number of pairs
+-- ARGV[1]  channel       bytes   where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now           us?     since the epoch; '' for Redis's own clock
+-- ARGV[3]  topic         bytes
+-- ARGV[4]  due           due     what is past is due now
+-- ARGV[5]  max_attempts  count?  a job that was reserved so often is dead; '' for however often
+-- ARGV[6]  reason        bytes   why it comes back, kept with a dead one
+-- ARGV[7]  counted       word    '1' | '0': the latter if nobody could be reached, so that this was no attempt
+-- then two for each job:
+--          id            bytes
+--          token         bytes   that it was reserved with
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it was reserved with this token, also if its lease has run out and
 --                            nobody has taken it back yet; 0: LEASE_LOST, nothing of it was touched

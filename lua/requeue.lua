@@ -21,13 +21,13 @@
 -- KEYS[19] causes    hash  id -> attempts, due, step, first and grace, blanks between them, '-' for none; a line break;
 --                          why it died
 --
--- ARGV[1]  channel       where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now           us since the epoch; '' for Redis's own clock
--- ARGV[3]  topic
--- ARGV[4]  limit         leases to end at most
--- ARGV[5]  backoff       us from now until a job is due again after its first lease; twice as long after each
---                        further one, 60 s at most
--- ARGV[6]  max_attempts  a job that was reserved so often is dead; '' for however often
+-- ARGV[1]  channel       bytes   where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now           us?     since the epoch; '' for Redis's own clock
+-- ARGV[3]  topic         bytes
+-- ARGV[4]  limit         count   leases to end at most
+-- ARGV[5]  backoff       us      from now until a job is due again after its first lease; twice as long after each
+--                                further one, 60 s at most
+-- ARGV[6]  max_attempts  count?  a job that was reserved so often is dead; '' for however often
 --
 -- Returns  {requeued, buried, left, now, next, topic, delivery}
 --                            jobs that wait again; that are dead now; 1 if more leases have run out or something of the

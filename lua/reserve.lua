@@ -20,13 +20,13 @@
 -- KEYS[18] tickets   hash  id -> token, attempts, due, step, first and grace, blanks between them, '-' for none
 -- KEYS[19] reserved  hash  id -> body
 --
--- ARGV[1]  now       us since the epoch; '' for Redis's own clock
--- ARGV[2]  topic
--- ARGV[3]  limit     jobs to take at most
--- ARGV[4]  lease     us for which they are the caller's
--- ARGV[5]  nonce     letters and digits that nobody can guess; the tokens are nonce, '.' and 1, 2, 3 ...
--- ARGV[6]  until     us since the epoch: take what is due by then, also if the topic is held back or the job is later
---                    than its grace; '' for what is due now
+-- ARGV[1]  now    us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  topic  bytes
+-- ARGV[3]  limit  count  jobs to take at most
+-- ARGV[4]  lease  span   for which they are the caller's
+-- ARGV[5]  nonce  alnum  that nobody can guess; the tokens are nonce, '.' and 1, 2, 3 ...
+-- ARGV[6]  until  us?    since the epoch: take what is due by then, also if the topic is held back or the job is later
+--                        than its grace; '' for what is due now
 --
 -- Returns  {dropped, orphans, expired, left, now, next, topic, delivery, tickets, {id, ...}, {body, ...}}
 --                            jobs laid aside, since they came too late; ids dropped because they had no body; 1 if a

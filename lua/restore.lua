@@ -3,7 +3,7 @@
 -- KEYS[1]  index     zset  topic -> time (us) at which to look at it
 -- KEYS[2]  topics    hash  topic -> how its jobs are delivered (opaque here)
 -- KEYS[3]  holds     zset  topic -> time (us) before which none of its jobs leaves; infinity: paused
--- then six for each topic t = 1..T, from KEYS[4 + 6 * (t - 1)]:
+-- then six for each topic, from KEYS[4]:
 --          schedule  zset  id -> due (us)
 --          jobs      hash  id -> body
 --          ties      zset  due (us) -> last score given to a job of that very due
@@ -12,26 +12,33 @@
 --          graces    hash  id -> how late (us) it may be handed over, only of jobs that are dropped then
 -- then, only where the store has leases:
 --          expiries  zset  topic -> time (us) at which the first of its leases runs out
--- and four for each topic:
+-- then, only where the store has leases, four for each topic:
 --          attempts  hash  id -> how often it was reserved, only of jobs that came back since
 --          leases    zset  id -> time (us) at which its lease runs out
 --          tickets   hash  id -> token and more
 --          reserved  hash  id -> body
 --
--- ARGV[1]  channel      where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  on_conflict  'error' | 'keep' | 'replace': what to do when the id waits already, at another due or with
---                       another body; the same again is no conflict and changes nothing, whether it waits or is
---                       reserved
--- ARGV[3]  T            number of topics
--- then two for each topic: name, delivery
--- then     N            number of jobs with options, and five for each of them:
---          t            number of its topic
---          n            its number in it, from 1
---          step         priority step, a number; '' for the plain ready list
---          first        us since the epoch, the first put of its id; '' for none
---          grace        us: dropped when it is found later than this; '' to be handed over however late
--- then for each topic:
---          n            number of its jobs; then n ids, n due times (us since the epoch), n bodies
+-- ARGV[1]  channel      bytes   where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  on_conflict  word    'error' | 'keep' | 'replace': what to do when the id waits already, at another due or
+--                               with another body; the same again is no conflict and changes nothing, whether it waits
+--                               or is reserved
+-- ARGV[3]  T            count   how many topics there are
+-- then two for each topic:
+--          topic        bytes
+--          delivery     bytes   how its jobs are delivered
+-- then one:
+--          N            size    how many jobs have options
+-- then five for each of these:
+--          t            count   number of its topic, from 1
+--          n            count   its number in it, from 1
+--          step         whole?  priority step; '' for the plain ready list
+--          first        us?     the first put of its id, since the epoch; '' for none
+--          grace        us?     dropped when it is found later than this; '' to be handed over however late
+-- then for each topic, the last three so often as the first says, each after all of the one before:
+--          n            size    how many jobs it has
+--          id           id
+--          due          us      since the epoch
+--          body         bytes
 --
 -- Returns  {'OK', stored}    stored: how many were written; fewer than were sent when some were there or were kept
 --          {'EXISTS', id}    on_conflict is 'error' and this id waits already; nothing was written

@@ -5,10 +5,10 @@
 -- KEYS[3]  rates     hash  topic -> us from one of its jobs to the next, until it has caught up
 -- KEYS[4]  schedule  zset  id -> due (us)
 --
--- ARGV[1]  channel   where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now       us since the epoch; '' for Redis's own clock
--- ARGV[3]  topic
--- ARGV[4]  interval  us from one job to the next, a fraction too, until nothing is overdue; '' for all at once
+-- ARGV[1]  channel   bytes    where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now       us?      since the epoch; '' for Redis's own clock
+-- ARGV[3]  topic     bytes
+-- ARGV[4]  interval  length?  us from one job to the next until nothing is overdue; '' for all at once
 --
 -- Returns  1 | 0             1 if it was paused, else 0. In either case the interval, or that there is none, holds
 --          error WRONGTYPE   a key holds something else; nothing was changed

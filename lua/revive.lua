@@ -15,10 +15,11 @@
 -- KEYS[13] causes    hash  id -> attempts, due, step, first and grace, blanks between them, '-' for none; a line break;
 --                          why it died
 --
--- ARGV[1]  channel   where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now       us since the epoch; '' for Redis's own clock
--- ARGV[3]  topic
--- ARGV[4]  id        and any number more
+-- ARGV[1]  channel  bytes  where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now      us?    since the epoch; '' for Redis's own clock
+-- ARGV[3]  topic    bytes
+-- then one for each job:
+--          id       bytes
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it was dead and waits now; 0 if it was not dead, or its id has been put
 --                            anew and waits or is reserved: then the dead one stays

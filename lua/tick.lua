@@ -6,18 +6,19 @@
 -- KEYS[4]  beat      string  time (us) of the last beat, or of one up to a second before it
 -- KEYS[5]  expiries  zset    topic -> time (us) at which the first of its leases runs out
 --
--- ARGV[1]  now       us since the epoch; '' for Redis's own clock
--- ARGV[2]  limit     topics to name at most
--- ARGV[3]  name      of the dispatcher whose beat this is; '' for a mere look
--- ARGV[4]  channel   where the beat is told to the fleet; '' for one who stands for himself
--- ARGV[5]  topic     look at this one only; and one more for each further, 1000 at most; none: look at all
+-- ARGV[1]  now      us?    since the epoch; '' for Redis's own clock
+-- ARGV[2]  limit    count  topics to name at most
+-- ARGV[3]  name     bytes  of the dispatcher whose beat this is; '' for a mere look
+-- ARGV[4]  channel  bytes  where the beat is told to the fleet; '' for one who stands for himself
+-- then one for each topic that is to be looked at, 1000 at most; none: look at all:
+--          topic    bytes
 --
--- Returns  {now, aside, {expired, ...}, next, topic, delivery, ...}
+-- Returns  {now, aside, {expired, ...}, next, first, delivery; topic, since, delivery, ...}
 --                            now (us); 1 if a job lies aside for anybody to finish, else 0; the topics of which a
 --                            lease has run out; when the first topic that is not due becomes due (us), which that is,
---                            and its delivery: -1, '' and '' if none waits; then the topics that are due, the longest
---                            overdue first, each with the time (us) since when it is, and its delivery ('' where it is
---                            not known)
+--                            and its delivery: -1, '' and '' if none waits; then three for each topic that is due, the
+--                            longest overdue first: its name, since when it is due (us), and its delivery, '' where
+--                            that is not known
 --          error WRONGTYPE   a key holds something else
 --          error BADARG      an argument is unusable
 --          error READONLY …  Redis takes no writes, and this is a beat

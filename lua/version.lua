@@ -2,8 +2,8 @@
 --
 -- KEYS[1]  version   string  the version of the contract by which whoever uses these keys reads and writes them
 --
--- ARGV[1]  own       the version that the caller knows: a whole number, 1 or more, of at most 9 digits
--- ARGV[2]  marking   'mark' | 'look': whether to mark a key space that has none
+-- ARGV[1]  own      count  the version that the caller knows; of at most 9 digits
+-- ARGV[2]  marking  word   'mark' | 'look': whether to mark a key space that has none
 --
 -- Returns  {'OK', version}   what the key space has; own if it had none
 --          {'NEWER', version}
