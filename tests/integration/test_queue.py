@@ -19,6 +19,9 @@ from tests.clustering import Nodes
 from .proxy import Proxy
 from .queues import MakeQueue, make_queue
 
+#: What differs between versions of Redis is asked by the tests of the scripts.
+ONE_REDIS = True
+
 __all__ = ["make_queue"]
 
 #: Far away (s).

@@ -22,6 +22,9 @@ from celery_delayq.keys import Keys
 from celery_delayq.work import Outages
 from tests import replication
 
+#: What differs between versions of Redis is asked by the tests of the scripts.
+ONE_REDIS = True
+
 #: Starts a worker with a function, which sleeps by what it is given, and stops it afterwards.
 Works = Callable[..., Any]
 
