@@ -13,7 +13,7 @@ import redis
 
 from .job import DeadPage, Place, Reservation, Reserved, Waiting
 from .keys import Keys
-from .verbs import Verbs, read_terms
+from .verbs import Lease, Verbs, read_terms
 
 #: Leases that one reserve ends at most before it goes on.
 ENDED = 250
@@ -68,11 +68,11 @@ class Leasing:
 
     def ack(self, topic: str, jobs: Sequence[Reserved]) -> list[bool]:
         """The jobs are handed over: forget them. For each: False if its lease was lost, and nothing was touched."""
-        return self._verbs.ack(topic, jobs)(self.client) if jobs else []
+        return self._verbs.ack(topic, _leases(jobs))(self.client) if jobs else []
 
     def extend(self, topic: str, jobs: Sequence[Reserved], lease_us: int, *, now_us: int | None = None) -> list[bool]:
         """Let the leases end *lease_us* from now. For each job: False if its lease was lost."""
-        return self._verbs.extend(topic, jobs, lease_us, now_us=now_us)(self.client) if jobs else []
+        return self._verbs.extend(topic, _leases(jobs), lease_us, now_us=now_us)(self.client) if jobs else []
 
     def release(
         self,
@@ -99,7 +99,7 @@ class Leasing:
             return []
         call = self._verbs.release(
             topic,
-            jobs,
+            _leases(jobs),
             at_us=at_us,
             in_us=in_us,
             max_attempts=max_attempts,
@@ -177,6 +177,10 @@ class Leasing:
             for topic, (_, _, cause, body) in found
             if cause is not None
         ]
+
+
+def _leases(jobs: Sequence[Reserved]) -> list[Lease]:
+    return [(job.id, job.token) for job in jobs]
 
 
 def _read_leased(state: str, topic: str, id: bytes, terms: bytes, body: bytes | None) -> Waiting:

@@ -299,7 +299,7 @@ class QueueProtocol:
         for shard, all_of_it in by_shard.items():
             for start in range(0, len(all_of_it), PORTION):
                 some = all_of_it[start : start + PORTION]
-                ours = yield Ask(shard, call(shard, [_reserved(self.topic, job) for job in some]))
+                ours = yield Ask(shard, call(shard, [(name_of(job.id), job.token) for job in some]))
                 lost += [job for job, is_ours in zip(some, ours, strict=True) if not is_ours]
         return lost
 
@@ -459,7 +459,3 @@ def _text(name: bytes) -> str:
 
 def _job(job: Reserved, shard: int) -> Job:
     return Job(_text(job.id), job.body, from_us(job.due_us), job.attempts, job.token, shard)
-
-
-def _reserved(topic: str, job: Job) -> Reserved:
-    return Reserved(topic, name_of(job.id), job.body, 0, 0, job.attempts, job.token)

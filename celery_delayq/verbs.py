@@ -22,6 +22,9 @@ from .scripts import Begun, Prepared, Value, script
 
 T = TypeVar("T")
 
+#: What a lease is known by: the id of its job, and its token.
+Lease = tuple[bytes, str]
+
 #: So many random bytes begin the tokens of one call, and make each ticket longer than 64 bytes: a hash of shorter ones
 #: is a list at first, which Redis searches from its start.
 NONCE = 20
@@ -252,10 +255,9 @@ class Verbs:
         names += [keys.ways, *keys.of_topic(topic), *keys.of_leases(topic)]
         return Prepared(script("reserve"), names, [or_empty(now_us), topic, limit, lease_us])
 
-    def ack(self, topic: str, jobs: Sequence[Reserved]) -> Call[list[bool]]:
-        """For each job: False if its lease was lost."""
-        args = [word for job in jobs for word in (job.id, job.token.encode())]
-        return Call(self._ack(topic), args, partial(_read_acked, len(jobs)))
+    def ack(self, topic: str, leases: Sequence[Lease]) -> Call[list[bool]]:
+        """For each: False if it was lost."""
+        return Call(self._ack(topic), _words(leases), partial(_read_acked, len(leases)))
 
     def _prepare_ack(self, topic: str) -> Prepared:
         keys = self._keys
@@ -263,19 +265,18 @@ class Verbs:
         return Prepared(script("ack"), [keys.totals, keys.expiries, keys.ways, *of_leases, keys.dead(topic)], [topic])
 
     def extend(
-        self, topic: str, jobs: Sequence[Reserved], lease_us: int, *, now_us: int | None = None
+        self, topic: str, leases: Sequence[Lease], lease_us: int, *, now_us: int | None = None
     ) -> Call[list[bool]]:
-        """For each job: False if its lease was lost."""
+        """For each: False if it was lost."""
         keys = self._keys
-        args: list[Value] = [or_empty(now_us), topic, lease_us]
-        args += [word for job in jobs for word in (job.id, job.token)]
+        args: list[Value] = [or_empty(now_us), topic, lease_us, *_words(leases)]
         names = [keys.expiries, keys.leases(topic), keys.tickets(topic)]
         return Call(Prepared(script("extend"), names, args), (), _truths)
 
     def release(
         self,
         topic: str,
-        jobs: Sequence[Reserved],
+        leases: Sequence[Lease],
         *,
         at_us: int | None = None,
         in_us: int | None = None,
@@ -284,11 +285,11 @@ class Verbs:
         counted: bool = True,
         now_us: int | None = None,
     ) -> Call[list[bool]]:
-        """For each job: False if its lease was lost."""
+        """For each: False if it was lost."""
         due = Put(topic, "due", b"", at_us, 0 if at_us is None and in_us is None else in_us).due
         args: list[Value] = [self._keys.wake, or_empty(now_us), topic, due, or_empty(max_attempts)]
         args += reason[:REASON].encode(errors="backslashreplace"), int(counted)
-        args += [word for job in jobs for word in (job.id, job.token)]
+        args += _words(leases)
         return Call(Prepared(script("release"), self._end_keys(topic), args), (), _truths)
 
     def requeue(
@@ -358,6 +359,10 @@ class Verbs:
         """For each id, whether it was dead and is gone."""
         names = [self._keys.ways, self._keys.leases(topic), *self._keys.of_dead(topic)]
         return Call(Prepared(script("discard"), names, [topic, *map(name_of, ids)]), (), _truths)
+
+
+def _words(leases: Sequence[Lease]) -> list[Value]:
+    return [word for lease in leases for word in lease]
 
 
 def _truths(reply: Any) -> list[bool]:
