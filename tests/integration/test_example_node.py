@@ -24,7 +24,7 @@ from celery_delayq.message import read_eta
 from celery_delayq.queue import DelayQueue
 
 from .conftest import Inside
-from .nodes import FOLDER, Nodes, Program, installed
+from .programs import FOLDER, Nodes, Program, installed
 from .worker import wait_for
 
 #: They show what other languages do; what the scripts ask of Redis is tested on every version elsewhere.

@@ -211,9 +211,9 @@ def test_the_diff_is_all_there_is(name: str, own_server: RedisServer, tmp_path: 
     assert (queues, dispatcher) == (set(), {})
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.iterdir() if (path / "README.md").exists()))
+@pytest.mark.parametrize("name", ["existing_app", "quickstart", "rabbitmq"])
 def test_three_commands(name: str) -> None:
-    """An example takes three commands, no more."""
+    """An example of a Python app takes three commands, no more."""
     text = (EXAMPLES / name / "README.md").read_text()
     assert len(re.findall(r"^```sh\n[^\n]+\n```$", text, flags=re.MULTILINE)) == 3
     assert text.count("```sh") == 3

@@ -1,4 +1,4 @@
-"""The Node example in a copy of its own, with what it needs from npm, beside a Redis."""
+"""Examples in other languages, each in a copy of its own beside a Redis; and what the one for Node needs from npm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,11 @@ class Program:
         return self.process.wait(PATIENCE)
 
 
-class Nodes:
-    """The example's programs, on one Redis.
+class Programs:
+    """An example's programs, on one Redis.
 
     Args:
-        folder: what :func:`installed` has returned.
+        folder: a copy of the example, installed.
         logs: an empty folder for what programs write.
     """
 
@@ -109,26 +109,6 @@ class Nodes:
         assert done.returncode == code, done.stdout
         return done.stdout
 
-    def program(self, name: str, *arguments: str) -> str:
-        """Run one of the example's programs to its end."""
-        return self.run("node", f"{name}.js", *arguments)
-
-    def evaluate(self, code: str, **values: Any) -> Any:
-        """What JavaScript *code*, the body of an async function, returns, by way of JSON. It has the connection as
-        ``redis``, what the client's modules export, and *values*.
-        """
-        program = f"""
-            import {{ withRedis }} from "./delayq/connection.js";
-            import {{ CeleryTasks }} from "./delayq/celery.js";
-            import {{ AlreadyScheduled, DelayQueue, LeaseLost }} from "./delayq/queue.js";
-            const {{ {", ".join(values)} }} = {json.dumps(values)};
-            await withRedis(async (redis) => {{
-                const answer = await (async () => {{ {code} }})();
-                console.log(JSON.stringify(answer ?? null));
-            }});
-        """
-        return json.loads(self.run("node", "--input-type=module", "--eval", program).splitlines()[-1])
-
     @contextmanager
     def background(self, *command: str) -> Iterator[Program]:
         """*command* in the background; killed with its children if the block does not end it."""
@@ -151,6 +131,30 @@ class Nodes:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def consumer(self, topic: str, work: float, lease: float, patience: float = 10) -> Any:
+
+class Nodes(Programs):
+    """Those of the Node example."""
+
+    def program(self, name: str, *arguments: str) -> str:
+        """Run one of the example's programs to its end."""
+        return self.run("node", f"{name}.js", *arguments)
+
+    def evaluate(self, code: str, **values: Any) -> Any:
+        """What JavaScript *code*, the body of an async function, returns, by way of JSON. It has the connection as
+        ``redis``, what the client's modules export, and *values*.
+        """
+        program = f"""
+            import {{ withRedis }} from "./delayq/connection.js";
+            import {{ CeleryTasks }} from "./delayq/celery.js";
+            import {{ AlreadyScheduled, DelayQueue, LeaseLost }} from "./delayq/queue.js";
+            const {{ {", ".join(values)} }} = {json.dumps(values)};
+            await withRedis(async (redis) => {{
+                const answer = await (async () => {{ {code} }})();
+                console.log(JSON.stringify(answer ?? null));
+            }});
+        """
+        return json.loads(self.run("node", "--input-type=module", "--eval", program).splitlines()[-1])
+
+    def consumer(self, topic: str, work: float, lease: float, patience: float = 10) -> AbstractContextManager[Program]:
         """A consumer in the background."""
         return self.background("node", "consume.js", topic, *(str(words) for words in (work, lease, patience)))
