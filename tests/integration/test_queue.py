@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -535,3 +538,19 @@ def test_a_queue_leaves_celery_alone(make_queue: MakeQueue, server: RedisServer)
 
     assert keys
     assert all(key.startswith(b"delayq:{0:celery}:") for key in keys)
+
+
+def test_the_manual_keeps_its_word(server: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first example of docs/queue.md is run as it stands; the others are Python."""
+    text = (Path(__file__).parents[2] / "docs" / "queue.md").read_text()
+    first, *others = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    for block in others:
+        compile(block, "docs/queue.md", "exec")
+    assert "redis://localhost:6379/0" in first
+
+    names: dict[str, Any] = {}
+    exec(first.replace("redis://localhost:6379/0", server.url()), names)  # our own text
+
+    assert capsys.readouterr().out.startswith("report b'{}' ")
+    assert len(names["queue"]) == 0
+    names["queue"].close()
