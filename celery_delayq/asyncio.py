@@ -86,14 +86,17 @@ class DelayQueue:
 
     async def run(self, steps: Steps[T]) -> T:
         """Run an operation of :attr:`protocol`."""
-        answer: Any = None
+        answer, error = None, None
         while True:
             try:
-                ask = steps.send(answer)
+                ask = steps.send(answer) if error is None else steps.throw(error)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            answer = await self._ask(ask)
+            try:
+                answer, error = await self._ask(ask), None
+            except redis.RedisError as raised:
+                error = raised
 
     async def _ask(self, ask: Ask) -> Any:
         call = ask.call
@@ -385,10 +388,13 @@ class Worker:
         while True:
             try:
                 async with self._queue.listening() as ear:
+                    self._news.set()  # what was said before was not heard
                     while True:
                         if await ear.listen(CONFIRMATION):
                             self._news.set()
-            except redis.RedisError:  # the keeper says so; and he looks by himself, if less exactly
+                        await ear.attend(self._queue.protocol.channels)  # of shards that were added
+            except redis.RedisError:  # the keeper will see for himself
+                self._news.set()
                 await asyncio.sleep(DEAF_POLL)
 
 

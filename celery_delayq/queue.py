@@ -90,10 +90,15 @@ class DelayQueue:
 
     def run(self, steps: Steps[T]) -> T:
         """Run an operation of :attr:`protocol`."""
-        answer: Any = None
         try:
+            ask = next(steps)
             while True:
-                answer = self._link.ask(steps.send(answer), self._protocol)
+                try:
+                    answer = self._link.ask(ask, self._protocol)
+                except redis.RedisError as error:
+                    ask = steps.throw(error)
+                else:
+                    ask = steps.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -256,7 +261,7 @@ class DelayQueue:
 
     def __len__(self) -> int:
         """How many jobs wait; reserved ones do not."""
-        return self.stats().waiting
+        return self.run(self._protocol.count())
 
     def __bool__(self) -> bool:
         """A queue is there, also if it is empty."""

@@ -1,6 +1,7 @@
 """What a queue of jobs does: which calls it makes, in which shards, and what becomes of the answers. No I/O.
 
-Each operation is a generator: it yields what to ask, is sent the answer, and returns its result. The queue of
+Each operation is a generator: it yields what to ask, is sent the answer, or thrown what Redis or the connection has
+against it, and returns its result. The queue of
 :mod:`~celery_delayq.queue` runs it on redis-py, that of :mod:`~celery_delayq.asyncio` on redis.asyncio.
 
 A queue has leases, and all its keys for itself: no dispatcher of Celery's ever sees its jobs. The number of its shards
@@ -16,6 +17,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
+
+import redis
 
 from .clock import SECOND_US, checked_due_us, from_us, moment_of, seconds_of, to_us
 from .delivery import Delivery
@@ -221,17 +224,24 @@ class QueueProtocol:
     def reserve(self, lease: float, limit: int) -> Steps[Batch]:
         """Take due jobs under a lease, and give back those whose lease has run out."""
         yield from self._open()
-        lease_us, taken, waits = _lease_us(lease), list[Job](), list[float]()
+        lease_us, taken, waits, failure = _lease_us(lease), list[Job](), [POLL], None
         for shard in self._in_turn():
-            found = yield Ask(shard, self._in(shard).reserve(self.topic, limit - len(taken), lease_us))
-            taken += [_job(job, shard) for job in found.jobs]
-            left, next = found.left, found.next
-            if found.expired:
-                ended = yield Ask(shard, self._requeue(shard, PORTION))
-                left, next = left or ended.left, ended.next
-            waits.append(0.0 if left else POLL if next is None else (next.due_us - found.now_us) / SECOND_US)
+            try:
+                found = yield Ask(shard, self._in(shard).reserve(self.topic, limit - len(taken), lease_us))
+                taken += [_job(job, shard) for job in found.jobs]
+                left, next = found.left, found.next
+                if found.expired:
+                    ended = yield Ask(shard, self._requeue(shard, PORTION))
+                    left, next = left or ended.left, ended.next
+            except redis.RedisError as error:  # one shard may be away; what the others gave must not be forgotten
+                failure = error
+                continue
+            if left or next is not None:
+                waits.append(0.0 if left or next is None else (next.due_us - found.now_us) / SECOND_US)
             if len(taken) >= limit:
                 break
+        if failure is not None and not taken:
+            raise failure
         return Batch(taken, max(min(waits), 0.0))
 
     def rest(self) -> Steps[float]:
@@ -250,12 +260,18 @@ class QueueProtocol:
     def pull(self, limit: int) -> Steps[Batch]:
         """Take due jobs once and for all."""
         yield from self._open()
-        taken: list[Job] = []
+        taken, failure = list[Job](), None
         for shard in self._in_turn():
-            found = yield Ask(shard, self._in(shard).pull(self.topic, limit - len(taken)))
-            taken += [Job(_text(job.id), job.body, from_us(job.due_us), shard=shard) for job in found]
+            try:
+                found = yield Ask(shard, self._in(shard).pull(self.topic, limit - len(taken)))
+            except redis.RedisError as error:  # as above; these would be lost for good
+                failure = error
+                continue
+            taken += [Job(_text(job.id), job.body or b"", from_us(job.due_us), shard=shard) for job in found]
             if len(taken) >= limit:
                 break
+        if failure is not None and not taken:
+            raise failure
         return Batch(taken, 0.0)
 
     def _in_turn(self) -> Iterable[int]:
@@ -356,6 +372,14 @@ class QueueProtocol:
             for place in self._places(id):
                 by_place[place].append(id)
         return sorted(by_place.items())
+
+    def count(self) -> Steps[int]:
+        """How many jobs wait."""
+        yield from self._open()
+        waiting = 0
+        for shard in range(self._shards):
+            waiting += yield Ask(shard, Command(("ZCARD", self.keys(shard).schedule(self.topic))))
+        return waiting
 
     def load(self) -> Steps[QueueLoad]:
         """Count what the queue holds."""

@@ -136,10 +136,9 @@ class Work:
         for job in batch.jobs:
             self._held[job.token] = job
             self._until[job.token] = now + self._lease
-        wait = batch.wait
-        if wait > 0 and len(self._held) <= self._few:
-            wait = min(wait, (yield from self._protocol.rest()))
-        return batch.jobs, wait if len(self._held) <= self._few else float("inf")
+        if batch.jobs:  # and nothing more is asked in this turn, that could break it off before they are handed out
+            return batch.jobs, batch.wait if len(self._held) <= self._few else float("inf")
+        return [], min(batch.wait, (yield from self._protocol.rest()))
 
     def _ack(self, lost: list[Job]) -> Steps[int]:
         _drain(self._said_done, self._done)

@@ -207,10 +207,13 @@ class Worker:
         while not self._over.is_set():
             try:
                 with self._queue.listening() as ear:
+                    self._news.set()  # what was said before was not heard
                     while not self._over.is_set():
                         if ear.listen(LISTENING):
                             self._news.set()
-            except redis.RedisError:  # the keeper says so; and he looks by himself, if less exactly
+                        ear.attend(self._queue.protocol.channels)  # of shards that were added
+            except redis.RedisError:  # the keeper will see for himself
+                self._news.set()
                 self._over.wait(LISTENING)
 
 

@@ -13,10 +13,12 @@ import pytest
 import redis
 
 from celery_delayq import AlreadyScheduled, DelayQError, DelayQueue, ImproperlyConfigured, LeaseLost
+from celery_delayq.cluster import slot_of
 from celery_delayq.embedded import RedisServer
 from celery_delayq.errors import Outdated
 from celery_delayq.keys import Keys
 from celery_delayq.queue_protocol import LARGEST_PUT
+from celery_delayq.sharding import shard_of
 from tests.clustering import Nodes
 
 from .proxy import Proxy
@@ -386,8 +388,7 @@ def test_shards_can_be_added_while_jobs_wait(make_queue: MakeQueue) -> None:
 def test_a_cluster_is_a_place_like_any(make_queue: MakeQueue) -> None:
     """Shards, and topics, lie on several of its nodes; who waits is woken there, too."""
     with Nodes() as nodes:
-        url = "redis-cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in nodes.servers)
-        queue = make_queue("emails", url, shards=5)
+        queue = make_queue("emails", nodes.url, shards=5)
         queue.put_many([(f"{number}", b"", None) for number in range(50)])
         queue.put("late", b"", delay=0.3)
 
@@ -399,6 +400,26 @@ def test_a_cluster_is_a_place_like_any(make_queue: MakeQueue) -> None:
         assert queue.delete("late")
         sizes = [redis.Redis(port=server.port).dbsize() for server in nodes.servers]
         assert sum(map(bool, sizes)) > 1
+
+
+def test_a_shard_that_is_away_holds_up_no_other(make_queue: MakeQueue) -> None:
+    """Jobs of the others are handed out, each once; only if they have none, it is told that one is away."""
+    with Nodes() as nodes:
+        for client in (redis.Redis(port=server.port) for server in nodes.servers):
+            client.config_set("cluster-require-full-coverage", "no")
+        queue = make_queue("emails", f"{nodes.url}/?socket_timeout=5", shards=5)
+        queue.put_many([(f"{number}", b"", None) for number in range(50)])
+        held = {shard: nodes.owner(slot_of(queue.protocol.keys(shard).index)) for shard in range(5)}
+        assert len(set(held.values())) > 1
+        gone = held[0]
+        nodes.servers[gone].stop()
+
+        seen: list[str] = []
+        with pytest.raises(redis.RedisError):
+            while True:
+                seen += ids(queue.reserve(limit=3))
+        expected = [f"{number}" for number in range(50) if held[shard_of(b"%d" % number, 5)] != gone]
+        assert sorted(seen) == sorted(expected)
 
 
 def test_a_clients_own_settings_do_not_matter(server: RedisServer) -> None:
