@@ -1,8 +1,8 @@
 """The dispatcher of bare sorted sets: 100,000 members due at one instant, and how late single ones come.
 
 Compared with the shortest thing that could do it: a loop around a bare Lua script that moves the same members of the
-same key on the same server, as many a call, and says how many; it checks nothing, knows nothing of what is due next, and
-is told the time. Rounds alternate.
+same key on the same server, as many a call, and says how many; it checks nothing, knows nothing of what is due next,
+and is told the time. Rounds alternate.
 """
 
 from __future__ import annotations
