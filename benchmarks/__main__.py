@@ -26,6 +26,7 @@ from . import (
     scaling,
     storage,
     transfer,
+    zset,
 )
 from .conditions import Conditions, newest_server
 from .report import Row, table
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "failover": failover.run,
     "observability": observability.run,
     "leases": leases.run,
+    "zset": zset.run,
 }
 
 

@@ -177,6 +177,7 @@ def test_a_redis_that_hangs(redis_server: RedisServer) -> None:
         with running(server) as program, server.client() as client:
             client.zadd("delayedtaskset", {"a": 0})
             popped(client, 1)
+            await_looks(client, looks(client) + 1)  # it has heard of that
             server.hang()
             began = monotonic()
             assert program.end()[0] == "dispatched 1 in total\n"

@@ -39,7 +39,7 @@ class Example:
         # `celery` and `python` are those that run this test, as in a virtual environment that is active.
         self._environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self._environment |= {"BROKER_URL": broker or server.url(), "REDIS_URL": server.url()}
-        self._environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        self._environment |= {"DELAYQ_LUA": str(EXAMPLES.parent / "lua"), "PYTHONDONTWRITEBYTECODE": "1"}
 
     def blocks(self, language: str) -> list[str]:
         return re.findall(rf"^```{language}\n(.*?)^```$", self.readme, flags=re.MULTILINE | re.DOTALL)
