@@ -62,8 +62,8 @@ export class CeleryTasks {
       "put",
       [index, topics, holds, beat, ...this.keys.ofTopic(queue)],
       [
-        ...[wake, "", onConflict, "retried", micros(SILENCE), "store", 1, queue, this.#deliveryOf(queue)],
-        ...[1, id, dueOf({ at, delay }), step, "", "", JSON.stringify(message)],
+        wake, "", onConflict, "retried", micros(SILENCE), "store", 1, queue, this.#deliveryOf(queue),
+        1, id, dueOf({ at, delay }), step, "", "", JSON.stringify(message),
       ],
     );
     if (String(word) === "EXISTS") throw new AlreadyScheduled(id);

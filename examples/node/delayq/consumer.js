@@ -1,5 +1,7 @@
 // A consumer: takes jobs when they are due, some at a time, and keeps them for as long as their handlers work.
 
+import { setTimeout as sleep } from "node:timers/promises";
+
 import { Alarm } from "./alarm.js";
 import { listen, LONGEST_SLEEP } from "./ear.js";
 import { LeaseLost } from "./queue.js";
@@ -98,7 +100,7 @@ export class Consumer {
       } catch (error) {
         if (error instanceof LeaseLost) return log(`${error.message}: another may have done it, too`);
         log(`cannot end ${job.id}: ${error.message}; again in ${pause} s`);
-        await new Alarm().sleep(pause);
+        await sleep(pause * 1000);
       }
     }
   }

@@ -22,7 +22,7 @@ export class LeaseLost extends Error {
   }
 }
 
-/** At how many leases that have run out one reserve looks at most. */
+/** So many leases that have run out are ended at once, at most. */
 const ENDED = 250;
 
 // No ready lists: consumers reserve the jobs. As every client of a queue writes it.
@@ -69,7 +69,7 @@ export class DelayQueue {
       "put",
       [index, topics, holds, beat, ...of.topic, expiries, ...of.leases],
       [
-        ...[wake, "", onConflict, again ? "retried" : "new", "", "store", 1, this.topic, DELIVERY],
+        wake, "", onConflict, again ? "retried" : "new", "", "store", 1, this.topic, DELIVERY,
         ...jobs.flatMap(({ id, body, ...when }) => [1, id, dueOf(when), 0, "", "", body]),
       ],
     );
@@ -85,8 +85,8 @@ export class DelayQueue {
     const [gone] = await this.#scripts.call(
       "delete",
       [
-        ...[index, topics, holds, rates, totals, aside, remains, ...of.topic],
-        ...[attempts, expiries, ways, ...leases, of.dead[0]],
+        index, topics, holds, rates, totals, aside, remains, ...of.topic,
+        attempts, expiries, ways, ...leases, of.dead[0],
       ],
       ["", this.topic, "", id, ""],
     );
@@ -100,7 +100,7 @@ export class DelayQueue {
     const [word] = await this.#scripts.call(
       "move",
       [index, holds, schedule, jobs, ties, this.keys.journal],
-      [wake, "", this.topic, "", 0, id, dueOf(when), "", ""],
+      [wake, "", this.topic, "", 1, id, dueOf(when), "", ""],
     );
     return String(word) === "OK";
   }
@@ -123,15 +123,17 @@ export class DelayQueue {
       [index, topics, holds, rates, totals, aside, remains, expiries, ways, ...of.topic, ...of.leases],
       ["", this.topic, limit, micros(lease), nonce, ""],
     );
-    const more = expired ? await this.requeue({ limit: Math.min(limit, ENDED), maxAttempts }) : outlook(left, now, next);
-    return { jobs: readJobs(tickets, ids, bodies), left: left === 1 || more.left, untilNext: more.untilNext };
+    const jobs = readJobs(tickets, ids, bodies);
+    if (!expired) return { jobs, ...outlook(left, now, next) };
+    // If that fails, the next look will say so again: what is reserved now must reach the caller.
+    const more = await this.requeue({ limit: Math.min(limit, ENDED), maxAttempts }).catch(() => ({ left: true }));
+    return { jobs, left: left === 1 || more.left, untilNext: more.untilNext ?? 0 };
   }
 
   /** Let jobs wait again whose lease has run out. (`reserve` does so, too.) For the rest as `reserve`. */
   async requeue({ limit = ENDED, maxAttempts } = {}) {
-    const [, , left, now, next] = await this.#scripts.call("requeue", this.#endingKeys(this.#of()), [
-      ...[this.keys.wake, "", this.topic, limit, 0, maxAttempts ?? ""],
-    ]);
+    const args = [this.keys.wake, "", this.topic, limit, 0, maxAttempts ?? ""]; // 0: the lease was pause enough
+    const [, , left, now, next] = await this.#scripts.call("requeue", this.#endingKeys(), args);
     return outlook(left, now, next);
   }
 
@@ -201,9 +203,9 @@ export class DelayQueue {
   async release(jobs, { at, delay, maxAttempts, reason = "", counted = true } = {}) {
     const done = await this.#scripts.call(
       "release",
-      this.#endingKeys(this.#of()),
+      this.#endingKeys(),
       [
-        ...[this.keys.wake, "", this.topic, dueOf({ at, delay }), maxAttempts ?? "", reason, counted ? 1 : 0],
+        this.keys.wake, "", this.topic, dueOf({ at, delay }), maxAttempts ?? "", reason, counted ? 1 : 0,
         ...pairs(jobs),
       ],
     );
@@ -226,8 +228,10 @@ export class DelayQueue {
     };
   }
 
-  #endingKeys(of) {
+  /** What a script takes that ends leases. */
+  #endingKeys() {
     const { index, topics, holds, totals, expiries, ways } = this.keys;
+    const of = this.#of();
     return [index, topics, holds, totals, expiries, ways, ...of.topic, ...of.leases, ...of.dead];
   }
 }
