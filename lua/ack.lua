@@ -26,8 +26,8 @@ local PORTION = 100
 
 local topic = ARGV[1]
 
-if #ARGV % 2 == 0 then
-  return redis.error_reply('BADARG needs a topic, and a token behind each id')
+if #ARGV % 2 == 0 or #KEYS ~= 7 then
+  return redis.error_reply('BADARG needs a topic, a token behind each id, and 7 keys')
 end
 for position, expected in ipairs({'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'zset'}) do
   local found = redis.call('TYPE', KEYS[position]).ok

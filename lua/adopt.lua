@@ -45,15 +45,16 @@ local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score h
 local channel, now, tag, least, silence = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local on_conflict, topic, delivery, id, text = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local step, max_wait, grace, body = ARGV[11], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14]
-local due = string.find(text, '^%d+$') and tonumber(text)
+local due = string.find(text or '', '^%d+$') and tonumber(text)
 
+-- A whole number, and one that a double holds exactly; or nothing, where nothing is given.
 local function is_whole(number, given)
-  return (number and number % 1 == 0 and number >= 0) or given == ''
+  return (number and number % 1 == 0 and number >= 0 and number < 2 ^ 53) or given == ''
 end
 
-if #ARGV ~= 14 or not is_whole(now, ARGV[2]) or not is_whole(least) or not is_whole(silence, ARGV[5])
+if #ARGV ~= 14 or #KEYS ~= 12 or not is_whole(now, ARGV[2]) or not is_whole(least) or not is_whole(silence, ARGV[5])
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace') or id == ''
-  or not due or due > LATEST - 999 or not tonumber(step)
+  or not due or due > LATEST - 999 or #step > 18 or not string.find(step, '^%-?%d+$')
   or not is_whole(max_wait, ARGV[12]) or not is_whole(grace, ARGV[13]) then
   return redis.error_reply('BADARG needs a known on_conflict, an id, and whole numbers for its times and its step')
 end

@@ -16,15 +16,21 @@
 
 local now, lease, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if not (ARGV[1] == '' or is_whole(now, 0)) or not is_whole(lease, 0) or not is_whole(limit, 1)
+  or #ARGV ~= 3 or #KEYS ~= 2 then
+  return redis.error_reply(
+    'BADARG needs whole numbers: us since the epoch, a lease, and a limit of 1 or more; and 2 keys')
+end
 for position, expected in ipairs({'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
-end
-if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (lease and lease % 1 == 0 and lease >= 0)
-  or not (limit and limit % 1 == 0 and limit >= 1) then
-  return redis.error_reply('BADARG needs whole numbers: us since the epoch, a lease, and a limit of 1 or more')
 end
 
 if not now then

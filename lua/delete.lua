@@ -42,9 +42,13 @@
 local now, topic, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local takes_reserved = #KEYS == 20
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
 if #ARGV % 2 == 0 or (#KEYS ~= 13 and #KEYS ~= 14 and not takes_reserved)
-  or (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0))
-  or (ARGV[3] ~= '' and not (lease and lease % 1 == 0 and lease >= 0)) then
+  or not (ARGV[1] == '' or is_whole(now, 0)) or not (ARGV[3] == '' or is_whole(lease, 0)) then
   return redis.error_reply(
     'BADARG needs whole numbers of us, a digest, or an empty string, behind each id, and 13, 14 or 20 keys')
 end

@@ -12,12 +12,16 @@
 --
 -- Returns  {1 | 0, ...}      for each id: 1 if it was dead and is gone now, else 0
 --          error WRONGTYPE   a key holds something else; nothing was deleted
+--          error BADARG      no topic; nothing was deleted
 --
 -- Moves    dead -> (nothing)
 -- Cost     O(log d) for each id, d = dead jobs of the topic
 
 local topic = ARGV[1]
 
+if not topic or #KEYS ~= 5 then
+  return redis.error_reply('BADARG needs a topic, and 5 keys')
+end
 for position, expected in ipairs({'hash', 'zset', 'zset', 'hash', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then

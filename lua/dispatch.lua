@@ -61,12 +61,18 @@ end
 local last_list = #ARGV + 7 - (tell and 2 or 0) -- the number of its key
 local attempts = KEYS[last_list + 1]
 
-if not limit or limit < 1 or limit % 1 ~= 0 or (position ~= 'back' and position ~= 'front')
-  or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0))
-  or last_list < 14 or (#KEYS ~= last_list and #KEYS ~= last_list + 1)
-  or (tell and tell ~= 'dues' and tell ~= 'jobs')
-  or (ARGV[5] ~= '' and not (expires and expires >= 1 and expires % 1 == 0 and expires < 2 ^ 53))
-  or (ARGV[6] ~= '' and not (ceiling and ceiling >= 0 and ceiling % 1 == 0)) then
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+local agrees = #KEYS == last_list or #KEYS == last_list + 1
+for list = 14, agrees and last_list or 0 do
+  agrees = agrees and #ARGV[list - 7] < 19 and string.find(ARGV[list - 7], '^%-?%d+$')
+end
+if not agrees or last_list < 14 or not is_whole(limit, 1) or (position ~= 'back' and position ~= 'front')
+  or not (ARGV[1] == '' or is_whole(now, 0)) or (tell and tell ~= 'dues' and tell ~= 'jobs')
+  or not (ARGV[5] == '' or is_whole(expires, 1)) or not (ARGV[6] == '' or is_whole(ceiling, 0)) then
   return redis.error_reply(
     'BADARG needs whole numbers, a limit and an expiry of 1 or more, back or front, a step for each ready list, '
     .. 'and dues or jobs to tell')
@@ -124,9 +130,6 @@ local function judge()
   if has_steps or expires or ceiling then
     for list = 15, last_list do
       ready = ready + redis.call('LLEN', KEYS[list])
-      if not tonumber(ARGV[list - 7]) then
-        return redis.error_reply('BADARG needs a step for each ready list')
-      end
     end
   end
   if interval then

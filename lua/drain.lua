@@ -35,18 +35,22 @@
 local topic, expires, lists = ARGV[1], tonumber(ARGV[2]), #KEYS - 11
 local first_job = 3 + lists
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
 if lists < 1 or #ARGV < first_job - 1 or (#ARGV - first_job + 1) % 4 ~= 0
-  or (ARGV[2] ~= '' and not (expires and expires >= 1 and expires % 1 == 0 and expires < 2 ^ 53)) then
+  or not (ARGV[2] == '' or is_whole(expires, 1)) then
   return redis.error_reply('BADARG needs an expiry of 1 or more, a step for each ready list, and four words a job')
 end
 for list = 1, lists do
-  if not tonumber(ARGV[2 + list]) then
+  if #ARGV[2 + list] > 18 or not string.find(ARGV[2 + list], '^%-?%d+$') then
     return redis.error_reply('BADARG needs a step for each ready list')
   end
 end
 for position = first_job, #ARGV, 4 do
-  local due = tonumber(ARGV[position + 1])
-  if not due or due % 1 ~= 0 or #ARGV[position + 2] ~= 40 then
+  if not is_whole(tonumber(ARGV[position + 1]), 0) or #ARGV[position + 2] ~= 40 then
     return redis.error_reply(
       'BADARG job ' .. (position - first_job) / 4 + 1 .. ': needs whole us, and a digest of 40 digits')
   end

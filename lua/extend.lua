@@ -21,9 +21,15 @@
 
 local now, topic, lease = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
-if #ARGV % 2 == 0 or (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0))
-  or not (lease and lease >= 1 and lease % 1 == 0 and lease < 2 ^ 50) then
-  return redis.error_reply('BADARG needs whole numbers of us, a lease of 1 or more, and a token behind each id')
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if #ARGV % 2 == 0 or #KEYS ~= 3 or not (ARGV[1] == '' or is_whole(now, 0))
+  or not (is_whole(lease, 1) and lease < 2 ^ 50) then
+  return redis.error_reply(
+    'BADARG needs whole numbers of us, a lease of 1 or more, a token behind each id, and 3 keys')
 end
 for position, expected in ipairs({'zset', 'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok

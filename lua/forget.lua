@@ -9,10 +9,14 @@
 --
 -- Returns  n                how many were there
 --          error WRONGTYPE  a key holds something else; nothing was changed
+--          error BADARG     no name; nothing was changed
 --
 -- Moves    aside -> (nothing)
 -- Cost     O(log a) for each, a = aside
 
+if #ARGV < 1 or #KEYS ~= 2 then
+  return redis.error_reply('BADARG needs a name, and 2 keys')
+end
 for position, expected in ipairs({'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then

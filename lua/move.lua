@@ -7,16 +7,16 @@
 -- KEYS[5]  ties      zset  due (us) -> last score given to a job of that very due
 -- KEYS[6]  journal   hash  topic -> how far a long change of many jobs has come
 --
--- ARGV[1]  channel   bytes  where to announce a job that became the earliest; '' for nowhere
--- ARGV[2]  now       us?    since the epoch; '' for Redis's own clock
+-- ARGV[1]  channel   bytes   where to announce a job that became the earliest; '' for nowhere
+-- ARGV[2]  now       us?     since the epoch; '' for Redis's own clock
 -- ARGV[3]  topic     bytes
--- ARGV[4]  progress  bytes  what to write into the journal; '' for nothing
--- ARGV[5]  keep      ms     for which the journal is kept; not looked at where nothing is written into it
+-- ARGV[4]  progress  bytes   what to write into the journal; '' for nothing
+-- ARGV[5]  keep      ms      for which the journal is kept; not looked at where nothing is written into it
 -- then four for each job:
 --          id        bytes
---          due       due    what is past is due now
---          if_due    us?    since the epoch: move it only while it is due then; '' for whenever
---          sha1      sha1?  move it only while this is its body's; '' for whatever body
+--          due       due     what is past is due now
+--          if_due    whole?  us since the epoch: move it only while it is due then; '' for whenever
+--          sha1      sha1?   move it only while this is its body's; '' for whatever body
 --
 -- Returns  {word, ...}       for each job: 'OK', moved, or due already and moved to no later; 'MISSING', it does not
 --                            wait; 'CHANGED', it waits, but not as if_due or sha1 says, and stays
@@ -45,6 +45,14 @@ local function slot(schedule, ties, due, text)
   return score
 end
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if #KEYS ~= 6 then
+  return redis.error_reply('BADARG needs 6 keys')
+end
 for position, expected in ipairs({'zset', 'zset', 'zset', 'hash', 'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
@@ -52,8 +60,7 @@ for position, expected in ipairs({'zset', 'zset', 'zset', 'hash', 'zset', 'hash'
   end
 end
 
-if (#ARGV - 5) % 4 ~= 0 or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
-  or (progress ~= '' and not (keep and keep % 1 == 0 and keep >= 1 and keep < 2 ^ 53)) then
+if (#ARGV - 5) % 4 ~= 0 or not (ARGV[2] == '' or is_whole(now, 0)) or (progress ~= '' and not is_whole(keep, 1)) then
   return redis.error_reply('BADARG needs whole us since the epoch, four arguments for each job, and a time of 1 ms or '
     .. 'more to keep a journal')
 end
@@ -65,7 +72,8 @@ local replies, jobs = {}, {}
 for position = 6, #ARGV, 4 do
   local id, text, if_due, sha1 = ARGV[position], ARGV[position + 1], tonumber(ARGV[position + 2]), ARGV[position + 3]
   local due = tonumber(text)
-  if not due or due % 1 ~= 0 or (ARGV[position + 2] ~= '' and not if_due) or (sha1 ~= '' and #sha1 ~= 40) then
+  if not due or due % 1 ~= 0 or (ARGV[position + 2] ~= '' and not (if_due and if_due % 1 == 0))
+    or (sha1 ~= '' and #sha1 ~= 40) then
     return redis.error_reply('BADARG job ' .. (position - 6) / 4 + 1 .. ': needs whole us, and a digest of 40 digits')
   end
   if string.byte(text) == 43 then -- '+': from now

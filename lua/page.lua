@@ -11,17 +11,17 @@
 --          letters   hash  id -> body
 --          causes    hash  id -> attempts, due, step, first and grace, blanks between them; a line break; why it died
 --
--- ARGV[1]  order    word   'asc' | 'desc'
--- ARGV[2]  start    us?    since the epoch: only what is due then or later; '' for all
--- ARGV[3]  stop     us?    since the epoch: only what is due before; '' for all
--- ARGV[4]  due      us?    since the epoch: only what comes behind a job of this due
--- ARGV[5]  id       bytes  and this id; '' and '' to begin. It need not wait any more
--- ARGV[6]  limit    count  jobs to return at most
--- ARGV[7]  bytes    size   read no more after the portion of 100 whose ids and bodies pass so many
+-- ARGV[1]  order    word    'asc' | 'desc'
+-- ARGV[2]  start    whole?  us since the epoch: only what is due then or later; '' for all
+-- ARGV[3]  stop     whole?  us since the epoch: only what is due before; '' for all
+-- ARGV[4]  due      whole?  us since the epoch: only what comes behind a job of this due; '' to begin
+-- ARGV[5]  id       bytes   and this id, '' to begin. It need not wait any more
+-- ARGV[6]  limit    count   jobs to return at most
+-- ARGV[7]  bytes    size    read no more after the portion of 100 whose ids and bodies pass so many
 -- then three for each needle; only jobs whose body holds all needles are returned:
---          text     id     bytes that it holds somewhere
---          tail     bytes  '' or a Lua pattern, beginning with ^, of what follows them there
---          or_tail  bytes  '' or another pattern that will do as well
+--          text     id      bytes that it holds somewhere
+--          tail     bytes   '' or a Lua pattern, beginning with ^, of what follows them there
+--          or_tail  bytes   '' or another pattern that will do as well
 --
 -- Returns  {left, due, id, {id, due, ...}, {body, ...}, {step, ...}, {first, ...}, {grace, ...}}
 --                            how many come behind this page; the last job that was read, where the next page begins
@@ -29,6 +29,8 @@
 --                            no job of the topic has one, and holds nothing for a job that has none.
 --                            Instead of {id, due, ...} comes 'id\ndue\n...', which is read much faster, if there is one
 --                            and no id has a line break in it
+--          {left, due, id, {id, due, ...}, {body, ...}, {cause, ...}}
+--                            of dead ones
 --          error WRONGTYPE   a key holds something else
 --          error BADARG      an argument is unusable
 --
@@ -41,26 +43,31 @@ local PORTION = 100
 local order, start, stop, after_due, after_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+local function is_time(text)
+  return text == '' or (string.find(text or '', '^%-?%d+$') and #text < 19)
+end
+
+if not is_time(start) or not is_time(stop) or not is_time(after_due) then
+  return redis.error_reply('BADARG needs times in whole us')
+end
+if (order ~= 'asc' and order ~= 'desc') or not is_whole(limit, 1) or not is_whole(bytes, 0)
+  or (#KEYS ~= 5 and #KEYS ~= 3) then
+  return redis.error_reply('BADARG needs asc or desc, a limit of 1 or more, a number of bytes, and 5 or 3 keys')
+end
+for needle = 8, #ARGV, 3 do
+  if ARGV[needle] == '' or not ARGV[needle + 2] then
+    return redis.error_reply('BADARG needs a text and two tails for each needle')
+  end
+end
 for position, key in ipairs(KEYS) do
   local expected, found = position == 1 and 'zset' or 'hash', redis.call('TYPE', key).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. found .. ', expected a ' .. expected)
-  end
-end
-for _, text in ipairs({start, stop, after_due}) do
-  local time = tonumber(text)
-  if text ~= '' and not (time and time == time) then
-    return redis.error_reply('BADARG needs times in us')
-  end
-end
-if (order ~= 'asc' and order ~= 'desc') or not (limit and limit % 1 == 0 and limit >= 1)
-  or not (bytes and bytes >= 0) then
-  return redis.error_reply('BADARG needs asc or desc, a limit of 1 or more, and a number of bytes')
-end
-
-for needle = 8, #ARGV, 3 do
-  if ARGV[needle] == '' or not ARGV[needle + 2] then
-    return redis.error_reply('BADARG needs a text and two tails for each needle')
   end
 end
 
@@ -105,10 +112,18 @@ if after_due ~= '' then
   end
 end
 
+local malformed = false
+
+local function finds(body, pattern, start)
+  local known, found = pcall(string.find, body, pattern, start)
+  malformed = malformed or not known
+  return known and found
+end
+
 local function holds(body, text, tail, or_tail)
   local _, last = string.find(body, text, 1, true)
   while last do
-    if tail == '' or string.find(body, tail, last + 1) or (or_tail ~= '' and string.find(body, or_tail, last + 1)) then
+    if tail == '' or finds(body, tail, last + 1) or (or_tail ~= '' and finds(body, or_tail, last + 1)) then
       return true
     end
     _, last = string.find(body, text, last + 1, true)
@@ -165,6 +180,9 @@ while first <= last and #bodies < limit and bytes >= 0 do
       end
     end
   end
+end
+if malformed then
+  return redis.error_reply('BADARG needs patterns as Lua knows them')
 end
 local lines = table.concat(pairs_read, '\n')
 if select(2, string.gsub(lines, '\n', '')) == #pairs_read - 1 then

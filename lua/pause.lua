@@ -14,8 +14,8 @@
 
 local topic = ARGV[1]
 
-if #ARGV ~= 1 then
-  return redis.error_reply('BADARG needs a topic')
+if #ARGV ~= 1 or #KEYS ~= 3 then
+  return redis.error_reply('BADARG needs a topic, and 3 keys')
 end
 for position, expected in ipairs({'zset', 'zset', 'hash'}) do
   local found = redis.call('TYPE', KEYS[position]).ok

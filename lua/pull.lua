@@ -40,9 +40,13 @@ local SLICE, SLACK = 10000, 100000
 
 local now, topic, limit = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
-if not limit or limit < 1 or limit % 1 ~= 0 or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0))
-  or #ARGV ~= 3 then
-  return redis.error_reply('BADARG needs whole numbers, and a limit of 1 or more')
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if not is_whole(limit, 1) or not (ARGV[1] == '' or is_whole(now, 0)) or #ARGV ~= 3 or #KEYS ~= 14 then
+  return redis.error_reply('BADARG needs whole numbers, a limit of 1 or more, and 14 keys')
 end
 
 local moved, dropped, orphans, taken, bytes = 0, 0, 0, 0, 0

@@ -25,8 +25,8 @@
 
 local topic = ARGV[1]
 
-if #ARGV ~= 1 then
-  return redis.error_reply('BADARG needs a topic')
+if #ARGV ~= 1 or (#KEYS ~= 11 and #KEYS ~= 12) then
+  return redis.error_reply('BADARG needs a topic, and 11 or 12 keys')
 end
 local kinds = {'zset', 'hash', 'zset', 'hash', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash'}
 for position, key in ipairs(KEYS) do

@@ -64,9 +64,14 @@ local silence, unattended, topic_count = tonumber(ARGV[5]), ARGV[6], tonumber(AR
 local last_plain = 4 + 6 * (topic_count or 0) -- behind it come the keys of leases
 local has_leases = #KEYS > last_plain
 
-if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not topic_count
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if not (ARGV[2] == '' or is_whole(now, 0)) or not is_whole(topic_count, 1)
   or (has_leases and #KEYS ~= last_plain + 1 + 4 * topic_count) or #KEYS < last_plain
-  or (ARGV[5] ~= '' and not (silence and silence % 1 == 0 and silence >= 0))
+  or not (ARGV[5] == '' or is_whole(silence, 0))
   or (unattended ~= 'store' and unattended ~= 'refuse')
   or (on_conflict ~= 'error' and on_conflict ~= 'keep' and on_conflict ~= 'replace')
   or (origin ~= 'new' and origin ~= 'retried') or (#ARGV - 7 - 2 * topic_count) % 7 ~= 0 then
@@ -126,10 +131,11 @@ local function judge()
     local id, text, step, body = args[position + 1], args[position + 2], args[position + 3], args[position + 6]
     local topic, due = tonumber(args[position]), tonumber(text)
     local max_wait, grace = tonumber(args[position + 4]), tonumber(args[position + 5])
-    if not topic or topic % 1 ~= 0 or topic < 1 or topic > topic_count or id == '' or not due or due % 1 ~= 0
-      or (step ~= '0' and not tonumber(step)) or (not max_wait and args[position + 4] ~= '')
-      or (not grace and args[position + 5] ~= '') or (max_wait and max_wait % 1 ~= 0)
-      or (grace and (grace % 1 ~= 0 or grace < 0)) then
+    if not topic or topic % 1 ~= 0 or topic < 1 or topic > topic_count or id == ''
+      or not due or due % 1 ~= 0 or due >= 2 ^ 53
+      or (step ~= '0' and (#step > 18 or not string.find(step, '^%-?%d+$')))
+      or (args[position + 4] ~= '' and not is_whole(max_wait, 0))
+      or (args[position + 5] ~= '' and not is_whole(grace, 0)) then
       return {err = 'BADARG job ' .. (position - first_job) / 7 + 1
         .. ': needs a topic, an id, and whole numbers for its times and its step'}
     end

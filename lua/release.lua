@@ -61,6 +61,14 @@ local function slot(schedule, ties, due, text)
   return score
 end
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if #KEYS ~= 19 then
+  return redis.error_reply('BADARG needs 19 keys')
+end
 local kinds = {
   'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash', 'zset',
   'hash', 'hash', 'zset', 'hash', 'hash',
@@ -72,8 +80,7 @@ for position, expected in ipairs(kinds) do
   end
 end
 if #ARGV % 2 == 0 or (counted ~= '0' and counted ~= '1') or not due or due % 1 ~= 0
-  or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
-  or (ARGV[5] ~= '' and not (max_attempts and max_attempts % 1 == 0 and max_attempts >= 1)) then
+  or not (ARGV[2] == '' or is_whole(now, 0)) or not (ARGV[5] == '' or is_whole(max_attempts, 1)) then
   return redis.error_reply('BADARG needs whole us, a due time, 1 attempt or more, and a token behind each id')
 end
 

@@ -61,6 +61,14 @@ local function slot(schedule, ties, due, text)
   return score
 end
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if #KEYS ~= 19 then
+  return redis.error_reply('BADARG needs 19 keys')
+end
 local kinds = {
   'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'hash', 'zset',
   'hash', 'hash', 'zset', 'hash', 'hash',
@@ -71,9 +79,8 @@ for position, expected in ipairs(kinds) do
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
 end
-if #ARGV ~= 6 or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
-  or not (limit and limit % 1 == 0 and limit >= 1) or not (backoff and backoff % 1 == 0 and backoff >= 0)
-  or (ARGV[6] ~= '' and not (max_attempts and max_attempts % 1 == 0 and max_attempts >= 1)) then
+if #ARGV ~= 6 or not (ARGV[2] == '' or is_whole(now, 0)) or not is_whole(limit, 1) or not is_whole(backoff, 0)
+  or not (ARGV[6] == '' or is_whole(max_attempts, 1)) then
   return redis.error_reply('BADARG needs whole us, and a limit and attempts of 1 or more')
 end
 

@@ -54,11 +54,16 @@ local SLICE, SLACK = 10000, 100000
 local now, topic, limit, lease, nonce = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local all_until = tonumber(ARGV[6]) -- nil: what is due
 
-if not limit or limit < 1 or limit % 1 ~= 0 or (ARGV[1] ~= '' and not (now and now >= 0 and now % 1 == 0))
-  or not (lease and lease >= 1 and lease % 1 == 0 and lease < 2 ^ 50) or not string.find(nonce or '', '^%w+$')
-  or #ARGV ~= 6 or (ARGV[6] ~= '' and not (all_until and all_until >= 0 and all_until % 1 == 0)) then
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if not is_whole(limit, 1) or not (ARGV[1] == '' or is_whole(now, 0)) or not (is_whole(lease, 1) and lease < 2 ^ 50)
+  or not string.find(nonce or '', '^%w+$') or #ARGV ~= 6 or not (ARGV[6] == '' or is_whole(all_until, 0))
+  or #KEYS ~= 19 then
   return redis.error_reply(
-    'BADARG needs whole numbers, a limit and a lease of 1 or more, and a nonce of letters and digits')
+    'BADARG needs whole numbers, a limit and a lease of 1 or more, a nonce of letters and digits, and 19 keys')
 end
 
 local moved, dropped, orphans, taken, bytes, expired = 0, 0, 0, 0, 0, 0

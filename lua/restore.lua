@@ -59,8 +59,9 @@ local args = ARGV -- a local is found faster
 local last_plain = 3 + 6 * (topic_count or 0) -- behind it come the keys of leases
 local has_leases = #KEYS > last_plain
 
+-- A whole number, and one that a double holds exactly.
 local function is_whole(number, least)
-  return number and number % 1 == 0 and number >= least
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
 end
 
 if not is_whole(topic_count, 1) or #KEYS < last_plain or (has_leases and #KEYS ~= last_plain + 1 + 4 * topic_count)
@@ -85,8 +86,8 @@ local function measure()
     local given = options[tonumber(args[first])]
     local number, step = tonumber(args[first + 1]), args[first + 2]
     local put_at, grace = tonumber(args[first + 3]), tonumber(args[first + 4])
-    if not given or not is_whole(number, 1) or not (step == '' or tonumber(step))
-      or not (args[first + 3] == '' or put_at and put_at % 1 == 0)
+    if not given or not is_whole(number, 1) or not (step == '' or (#step < 19 and string.find(step, '^%-?%d+$')))
+      or not (args[first + 3] == '' or is_whole(put_at, 0))
       or not (args[first + 4] == '' or is_whole(grace, 0)) then
       return false
     end

@@ -18,15 +18,15 @@
 
 local channel, now, topic, interval = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 
+if #ARGV ~= 4 or #KEYS ~= 4 or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0 and now < 2 ^ 53))
+  or (ARGV[4] ~= '' and not (interval and interval > 0 and interval < 2 ^ 53)) then
+  return redis.error_reply('BADARG needs whole us since the epoch, an interval of more than 0 us, and 4 keys')
+end
 for position, expected in ipairs({'zset', 'zset', 'hash', 'zset'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
-end
-if (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0))
-  or (ARGV[4] ~= '' and not (interval and interval > 0 and interval < math.huge)) then
-  return redis.error_reply('BADARG needs whole us since the epoch, and an interval of more than 0 us')
 end
 
 if not now then

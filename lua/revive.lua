@@ -46,6 +46,9 @@ local function slot(schedule, ties, due, text)
   return score
 end
 
+if not topic or #KEYS ~= 13 or (ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0 and now < 2 ^ 53)) then
+  return redis.error_reply('BADARG needs whole us since the epoch, a topic, and 13 keys')
+end
 local kinds = {
   'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'zset', 'hash', 'hash', 'hash', 'zset', 'hash', 'hash',
 }
@@ -54,9 +57,6 @@ for position, expected in ipairs(kinds) do
   if found ~= expected and found ~= 'none' then
     return redis.error_reply('WRONGTYPE ' .. KEYS[position] .. ' is a ' .. found .. ', expected a ' .. expected)
   end
-end
-if ARGV[2] ~= '' and not (now and now % 1 == 0 and now >= 0) then
-  return redis.error_reply('BADARG needs whole us since the epoch')
 end
 
 if not now then

@@ -13,7 +13,7 @@
 -- then one for each topic that is to be looked at, 1000 at most; none: look at all:
 --          topic    bytes
 --
--- Returns  {now, aside, {expired, ...}, next, first, delivery; topic, since, delivery, ...}
+-- Returns  {now, aside, {topic, ...}, next, topic, delivery; topic, since, delivery, ...}
 --                            now (us); 1 if a job lies aside for anybody to finish, else 0; the topics of which a
 --                            lease has run out; when the first topic that is not due becomes due (us), which that is,
 --                            and its delivery: -1, '' and '' if none waits; then three for each topic that is due, the
@@ -30,6 +30,16 @@ local WRITTEN = 1000000
 
 local now, limit, name, channel = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
+-- A whole number, and one that a double holds exactly.
+local function is_whole(number, least)
+  return number and number % 1 == 0 and number >= least and number < 2 ^ 53
+end
+
+if not (ARGV[1] == '' or is_whole(now, 0)) or not is_whole(limit, 1) or not channel or #ARGV > 1004
+  or #KEYS ~= 5 then
+  return redis.error_reply(
+    'BADARG needs whole numbers: us since the epoch, and a limit of 1 or more; a channel; 1000 topics at most; 5 keys')
+end
 for position, expected in ipairs({'zset', 'hash', 'zset', 'string', 'zset'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= expected and found ~= 'none' then
@@ -39,11 +49,6 @@ end
 local written = redis.call('GET', KEYS[4])
 if written and not tonumber(written) then
   return redis.error_reply('WRONGTYPE ' .. KEYS[4] .. ' is a string, expected a time')
-end
-if (ARGV[1] ~= '' and not (now and now % 1 == 0 and now >= 0)) or not (limit and limit % 1 == 0 and limit >= 1)
-  or not channel or #ARGV > 1004 then
-  return redis.error_reply(
-    'BADARG needs whole numbers: us since the epoch, and a limit of 1 or more; a channel; 1000 topics at most')
 end
 
 if not now then

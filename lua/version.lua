@@ -18,8 +18,8 @@
 local own, marking = tonumber(ARGV[1]), ARGV[2]
 
 if not own or not string.find(ARGV[1], '^[1-9]%d*$') or #ARGV[1] > 9
-  or (marking ~= 'mark' and marking ~= 'look') or #ARGV > 2 then
-  return redis.error_reply('BADARG needs a version, a whole number of at most 9 digits, and mark or look')
+  or (marking ~= 'mark' and marking ~= 'look') or #ARGV > 2 or #KEYS ~= 1 then
+  return redis.error_reply('BADARG needs a version, a whole number of at most 9 digits; mark or look; and 1 key')
 end
 local found = redis.call('TYPE', KEYS[1]).ok
 if found ~= 'string' and found ~= 'none' then
