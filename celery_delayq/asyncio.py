@@ -402,7 +402,7 @@ class Ear:
     """Listens to announcements."""
 
     def __init__(self, client: Any) -> None:
-        self._pubsub = client.pubsub()
+        self._pubsub = _pubsub_of(client)
         self._channels: set[str] = set()
         self._is_deaf = False
 
@@ -491,6 +491,15 @@ def _client_of(url: str) -> Any:
     cluster, _ = Cluster.from_url(url)
     nodes = [ClusterNode(node.host, node.port) for node in cluster.nodes]
     return redis.asyncio.RedisCluster(startup_nodes=nodes, **cluster.options)
+
+
+def _pubsub_of(client: Any) -> Any:
+    """Cluster clients of older redis-py have none; any node will do, for the cluster's bus reaches all."""
+    if hasattr(client, "pubsub"):
+        return client.pubsub()
+    node = client.get_random_node()
+    pool = redis.asyncio.ConnectionPool(connection_class=node.connection_class, **node.connection_kwargs)
+    return redis.asyncio.Redis(connection_pool=pool).pubsub()
 
 
 async def _close(one: Any) -> None:
