@@ -29,6 +29,9 @@ func main() {
 		fail(usage)
 	}
 	verb, topic, rest := arguments[0], arguments[1], arguments[2:]
+	if topic == "" || strings.ContainsAny(topic, "{}") {
+		fail("a topic needs a name without braces\n")
+	}
 	queue := NewQueue(connect(topic))
 	switch {
 	case verb == "put" && len(rest) == 3:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from celery_delayq import DelayQueue
 from celery_delayq.embedded import RedisServer
-from celery_delayq.queue import DelayQueue
 
 from .programs import Program, Programs
 from .worker import ROOT, wait_for

@@ -16,12 +16,12 @@ import pytest
 import redis
 from celery import Celery
 
+from celery_delayq import DelayQueue
 from celery_delayq.clock import SECOND_US, to_us
 from celery_delayq.embedded import RedisServer
 from celery_delayq.errors import LeaseLost
 from celery_delayq.keys import Keys
 from celery_delayq.message import read_eta
-from celery_delayq.queue import DelayQueue
 
 from .conftest import Inside
 from .programs import FOLDER, Nodes, Program, installed

@@ -43,6 +43,7 @@ export class DelayQueue {
    * @param {{prefix?: string}} [options]
    */
   constructor(redis, topic, { prefix = "delayq" } = {}) {
+    if (!topic) throw new Error("a queue needs a name");
     this.redis = redis;
     this.topic = topic;
     this.keys = new Keys({ queue: topic, prefix, database: redis.options.db ?? 0 });
