@@ -3,9 +3,9 @@
 -- KEYS[1]  delayed   zset  member -> due time, in the caller's unit; fractions are allowed
 -- KEYS[2]  ready     list  members that were due
 --
--- ARGV[1]  now       in the unit of the scores; '' for Redis's own clock
--- ARGV[2]  unit      scores in a second: 1, 1000 or 1000000
--- ARGV[3]  limit     members to move at most; more than 10000 are not moved in one call
+-- ARGV[1]  now    number?  in the unit of the scores; '' for Redis's own clock
+-- ARGV[2]  unit   word     '1' | '1000' | '1000000': scores in a second
+-- ARGV[3]  limit  count    members to move at most; more than 10000 are not moved in one call
 --
 -- Returns  {moved, delayed, ready, wait}
 --                            members moved; members left in the zset; length of the list before; us until the next one
@@ -27,11 +27,12 @@ local LONGEST = 3600000000
 
 local now, unit, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
-if not (unit == 1 or unit == 1000 or unit == 1000000) or not (limit and limit >= 1 and limit % 1 == 0)
+if not (unit == 1 or unit == 1000 or unit == 1000000)
+  or not (limit and limit >= 1 and limit % 1 == 0 and limit < 2 ^ 53)
   or (ARGV[1] ~= '' and not (now and now == now and math.abs(now) < math.huge)) or #ARGV ~= 3 then
   return redis.error_reply('BADARG needs a time in units, 1, 1000 or 1000000 units a second, and a limit of 1 or more')
 end
-if KEYS[1] == KEYS[2] then
+if #KEYS ~= 2 or KEYS[1] == KEYS[2] then
   return redis.error_reply('BADARG needs two keys: what is delayed cannot be where it goes when it is due')
 end
 for position, kind in ipairs({'zset', 'list'}) do

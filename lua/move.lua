@@ -72,7 +72,8 @@ local replies, jobs = {}, {}
 for position = 6, #ARGV, 4 do
   local id, text, if_due, sha1 = ARGV[position], ARGV[position + 1], tonumber(ARGV[position + 2]), ARGV[position + 3]
   local due = tonumber(text)
-  if not due or due % 1 ~= 0 or (ARGV[position + 2] ~= '' and not (if_due and if_due % 1 == 0))
+  local is_due = ARGV[position + 2]
+  if not due or due % 1 ~= 0 or not (is_due == '' or (#is_due < 19 and string.find(is_due, '^%-?%d+$')))
     or (sha1 ~= '' and #sha1 ~= 40) then
     return redis.error_reply('BADARG job ' .. (position - 6) / 4 + 1 .. ': needs whole us, and a digest of 40 digits')
   end

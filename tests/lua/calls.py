@@ -47,6 +47,7 @@ BAD: dict[str, Sequence[str]] = {
     "count": ("", *_NO_SIZE, "0"),
     "size": ("", *_NO_SIZE),
     "whole": ("", *_NO_NUMBER, "high"),
+    "number": ("", "soon", "nan", "inf", "-inf", "1" * 400),
     "length": ("", "soon", "nan", "0", "-1", "inf", "1e300", str(2**53)),
     "sha1": ("", "abc", "a" * 39, "a" * 41),
     "alnum": ("", "a b", "a.b", "a-b", "a\n", "\x00", "é"),
@@ -126,6 +127,7 @@ class Scene:
                 store.pause(topic)
             elif dice.random() < 0.2:
                 store.resume(topic, dice.choice([1.5, 1e6]), now_us=NOW + 10)
+        store.client.zadd("anybody:delayed", {"x": 1, "y": NOW + 5.5, b"\x00\xff": NOW / 1000})
         if verb == "adopt":
             store.client.hset("unacked", "tag", "message")
             store.client.zadd("unacked_index", {"tag": 1})
@@ -154,7 +156,10 @@ class Scene:
                 continue
             for topic in self._times_of_keys(group, chosen, lists, takes_reserved):
                 for entry in group.entries:
-                    key = topic if entry.name == "ready" and group.phrase else self._key(entry, topic)
+                    if verb == "dispatch_zset":  # which has nothing to do with topics
+                        key = f"anybody:{entry.name}"
+                    else:
+                        key = topic if entry.name == "ready" and group.phrase else self._key(entry, topic)
                     made.keys.append((key, entry))
         if verb == "restore":
             self._restore(said, made, chosen)
@@ -188,7 +193,8 @@ class Scene:
         return topics[:1]
 
     def _key(self, entry: Entry, topic: str) -> str:
-        special = {"unacked": "unacked", "delivered": "unacked_index", "ready": DELIVERIES[topic].lists[0]}
+        special = {"unacked": "unacked", "delivered": "unacked_index"}
+        special["ready"] = DELIVERIES[topic].lists[0]
         if entry.name in special:
             return special[entry.name]
         named = getattr(self.keys, entry.name)
@@ -254,6 +260,7 @@ class Scene:
             "count": (1, 2, 100, 2**53 - 1),
             "size": (0, 1, 5, 2**53 - 1),
             "whole": (0, 3, 6, 9, -1, 255),
+            "number": (-1, 0.5, NOW),
             "length": (0.5, 1, 3333.3, 10**9),
         }
         return dice.choice(numbers[kind]) if kind in numbers else dice.choice(BODIES[1:4])

@@ -19,14 +19,14 @@ BEGIN, END = "<!-- {}: python -m tests.lua.contract -->", "<!-- end of the {} --
 #: In what order the docs tell of the verbs: what every client needs, what some do, what is Celery's side's alone.
 ORDER = (
     ("put", "delete", "move", "reserve", "ack", "release", "extend", "requeue", "pull", "dispatch", "version"),
-    ("tick", "page", "pause", "resume", "purge", "revive", "discard"),
+    ("tick", "page", "pause", "resume", "purge", "revive", "discard", "dispatch_zset"),
     ("restore", "adopt", "drain", "claim", "forget"),
 )
 
 #: Keys that each topic has, and those that are not ours.
 OF_TOPIC = {"schedule", "jobs", "ties", "steps", "firsts", "graces"} | {"attempts", "leases", "tickets", "reserved"}
 OF_TOPIC |= {"dead", "letters", "causes"}
-OTHERS = {"ready", "unacked", "delivered"}
+OTHERS = {"ready", "delayed", "unacked", "delivered"}
 
 _ENTRY = re.compile(r"-- (?:(?:KEYS|ARGV)\[(\d+)\] {1,2}| {9})(\w+) +(\S+)(?: +(.*))?$")
 

@@ -29,11 +29,11 @@ from .contract import ORDER, SOURCES, Header, Reply, header
 ONE_REDIS = True
 
 #: Calls that are made of each header.
-MANY = 30
+MANY = 20
 
 #: What the names in replies stand for.
 NUMBERS = {"stored", "silent", "moved", "dropped", "orphans", "left", "now", "next", "requeued", "buried", "expired"}
-NUMBERS |= {"n", "number", "aside", "version", "since"}
+NUMBERS |= {"n", "number", "aside", "version", "since", "delayed", "ready", "wait"}
 BYTES = {"id", "topic", "delivery", "tickets", "name", "dues", "found", "due", "body"}
 PERHAPS = {"step", "first", "grace", "cause"}  # of jobs that may have none
 
@@ -139,7 +139,7 @@ def test_what_the_header_does_not_allow_is_refused_whole(store: Store, verb: str
     if all(not BAD[entry.kind.rstrip("?")] for group in said.args for entry in group.entries):
         return
     tried = set()
-    for number in range(3):
+    for number in range(2):
         scene = Scene(store, random.Random(f"refused {verb} {number}"))
         scene.set(verb)
         call = scene.call(verb)
@@ -168,7 +168,7 @@ def test_other_numbers_of_keys_and_arguments_are_refused_whole(store: Store, ver
     """One key less or more, none; one argument less or more, none: where the header does not allow it."""
     said = header(verb)
     groups = {len(group.entries) for group in said.args if group.phrase}
-    for number in range(3):
+    for number in range(2):
         scene = Scene(store, random.Random(f"numbers {verb} {number}"))
         scene.set(verb)
         call = scene.call(verb)
@@ -188,29 +188,27 @@ def test_other_numbers_of_keys_and_arguments_are_refused_whole(store: Store, ver
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_key_of_another_type_is_refused_whole(store: Store, verb: str) -> None:
-    """Each key of each script, of each type that it is not: the error names it, and nothing has changed. Or it was of
+    """Each key of each script, of a type that it is not: the error names it, and nothing has changed. Or it was of
     no use to this very call: then it is as it was.
     """
-    call, refused = None, 0
-    for number in range(len(scene_of(store, verb).keys)):
-        for other in range(3):
-            call = scene_of(store, verb)
-            name, entry = call.keys[number]
-            kind = sorted({"string", "list", "hash", "zset"} - {entry.kind})[other]
-            store.client.delete(name)
-            make(store.client, name, kind)
-            before = contents_of(store)
-            with suppress(ResponseError):
-                raw(store.client, verb, call.names, call.values)
-                assert contents_of(store)[name.encode()] == before[name.encode()]
-                continue
-            refused += 1
-            with pytest.raises(ResponseError, match="^WRONGTYPE ") as raised:
-                raw(store.client, verb, call.names, call.values)
-            assert f"{name} is a {kind}, expected a {entry.kind}" in str(raised.value)
-            assert contents_of(store) == before
-    assert call is not None
-    assert refused >= 3 * len(call.keys) / 2
+    many, refused = len(scene_of(store, verb).keys), 0
+    for number in range(many):
+        call = scene_of(store, verb)
+        name, entry = call.keys[number]
+        kind = sorted({"string", "list", "hash", "zset"} - {entry.kind})[number % 3]
+        store.client.delete(name)
+        make(store.client, name, kind)
+        before = contents_of(store)
+        with suppress(ResponseError):
+            raw(store.client, verb, call.names, call.values)
+            assert contents_of(store)[name.encode()] == before[name.encode()]
+            continue
+        refused += 1
+        with pytest.raises(ResponseError, match="^WRONGTYPE ") as raised:
+            raw(store.client, verb, call.names, call.values)
+        assert f"{name} is a {kind}, expected a {entry.kind}" in str(raised.value)
+        assert contents_of(store) == before
+    assert refused >= many / 2
 
 
 def scene_of(store: Store, verb: str) -> Call:

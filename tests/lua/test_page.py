@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_delayq import verbs as verbs_module
+from celery_delayq.errors import DelayQError
 from celery_delayq.job import Move, Needle, OnConflict, Origin, Page, Place, Put, Waiting
 from celery_delayq.store import Store
 
@@ -348,3 +349,12 @@ def test_loads(store: Store) -> None:
     assert (q.due, q.head_us, q.held_us) == (0, NOW + 6, None)
     assert (r.waiting, r.head_us, r.held_us, r.moved) == (1, NOW + 1, float("inf"), 0)
     assert store.counted() == {"q"}
+
+
+@pytest.mark.parametrize("pattern", ["%", "[", "(", "%b"])
+def test_what_is_no_pattern_is_refused(store: Store, pattern: str) -> None:
+    """In our words, and not in Lua's; in either place."""
+    put(store, job("a"))
+    for tails in ((pattern, ""), ("^x", pattern)):
+        with pytest.raises(DelayQError, match="^page: needs patterns"):
+            store.page("q", needles=[Needle("body", *tails)])

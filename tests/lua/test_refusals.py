@@ -24,8 +24,11 @@ from .test_headers import OF_NO_STORE, SOURCES, header
 #: What no argument that wants a number may be.
 NO_NUMBER = ("soon", "nan", "1.5")
 NO_NUMBER_NOR_NONE = ("", *NO_NUMBER)
-NO_TIME = (*NO_NUMBER, "inf", "-1")
+NO_TIME = (*NO_NUMBER, "inf", "-1", "1e300", str(2**53))
+#: A step that is no whole number would be read by no consumer.
+NO_STEP = ("", "high", "nan", "inf", "1.5", "1e3", "0x10", "1" * 19)
 NO_DUE = (*NO_NUMBER_NOR_NONE, "inf", "+inf", "-inf", "1e300", str(LATEST_US + 1))
+NO_LIMIT = (*NO_NUMBER_NOR_NONE, "0", "-1", "inf", "1e300", str(2**53))
 NO_DIGEST = ("abc", "a" * 39, "a" * 41)
 
 #: Of an argument that may be whatever it likes, such as a topic.
@@ -69,9 +72,9 @@ CALLS = {
             (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
             ("new", ("",)),
             (NOW, NO_DUE),
-            (6, ("", "high")),
-            (LATEST_US, NO_NUMBER),
-            (60, (*NO_NUMBER, "-1")),
+            (6, NO_STEP),
+            (LATEST_US, NO_TIME),
+            (60, NO_TIME),
             ("body", ANY),
         ],
     ),
@@ -91,9 +94,9 @@ CALLS = {
             (QUEUE.dumps(), ANY),
             ("new", ("",)),
             (NOW + 9, (*NO_DUE, "1e15", "-1", " 5", "+5")),
-            (6, ("", "high")),
-            (LATEST_US, (*NO_NUMBER, "-1")),
-            (60, (*NO_NUMBER, "-1")),
+            (6, NO_STEP),
+            (LATEST_US, NO_TIME),
+            (60, NO_TIME),
             ("body", ANY),
         ],
     ),
@@ -111,9 +114,9 @@ CALLS = {
             (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
             (1, (*NO_NUMBER_NOR_NONE, "0", "2", "-1")),
             (2, (*NO_NUMBER_NOR_NONE, "0", "-1")),
-            (6, ("high",)),
-            (NOW, NO_NUMBER),
-            (60, (*NO_NUMBER, "-1")),
+            (6, NO_STEP[1:]),
+            (NOW, NO_TIME),
+            (60, NO_TIME),
             (2, (*NO_NUMBER_NOR_NONE, "1", "3", "-1")),
             ("new", ("",)),
             ("newer", ("",)),
@@ -156,11 +159,11 @@ CALLS = {
         [
             (NOW + 100, NO_TIME),
             ("q", ANY),
-            (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            (10, NO_LIMIT),
             ("back", ("", "middle")),
             (60_000, (*NO_NUMBER, "0", "-1", "1e300")),
             (50, (*NO_NUMBER, "-1")),
-            *((step, ("", "high") if step else ANY) for step in QUEUE.steps),
+            *((step, NO_STEP) for step in QUEUE.steps),
             ("jobs", ("", "all", "due")),
             ("body", ANY),
         ],
@@ -174,7 +177,7 @@ CALLS = {
         [
             ("q", ANY),
             (60_000, (*NO_NUMBER, "0", "-1", "1e300")),
-            *((step, ("", "high")) for step in QUEUE.steps),
+            *((step, NO_STEP) for step in QUEUE.steps),
             ("late", ANY),
             (NOW + 900_000, (*NO_NUMBER_NOR_NONE, "inf")),
             (hashlib.sha1(b"body of late").hexdigest(), ("", *NO_DIGEST)),
@@ -183,7 +186,7 @@ CALLS = {
     ),
     "tick": Call(
         lambda keys: [keys.index, keys.topics, keys.aside, keys.beat, keys.expiries],
-        [(NOW, NO_TIME), (100, (*NO_NUMBER_NOR_NONE, "0", "-1")), ("a", ANY), ("fleet", ANY), ("q", ANY)],
+        [(NOW, NO_TIME), (100, NO_LIMIT), ("a", ANY), ("fleet", ANY), ("q", ANY)],
     ),
     "pause": Call(lambda keys: [keys.index, keys.holds, keys.rates], [("q", ANY)]),
     "resume": Call(
@@ -204,7 +207,7 @@ CALLS = {
         [
             (NOW + 100, NO_TIME),
             ("q", ANY),
-            (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            (10, NO_LIMIT),
             (60, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
             ("abc", ("", "a b", "a.b", "a-b")),
             ("", ("soon", "1.5", "-1", "nan")),
@@ -244,7 +247,7 @@ CALLS = {
             ("", ANY),
             (NOW + 100, NO_TIME),
             ("q", ANY),
-            (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf")),
+            (10, NO_LIMIT),
             (1_000_000, (*NO_NUMBER_NOR_NONE, "-1", "inf")),
             (5, (*NO_NUMBER, "0", "-1", "inf")),
         ],
@@ -254,7 +257,7 @@ CALLS = {
             *(keys.index, keys.topics, keys.holds, keys.rates, keys.totals, keys.aside, keys.remains),
             *(*keys.of_topic("q"), keys.attempts("q")),
         ],
-        [(NOW + 100, NO_TIME), ("q", ANY), (10, (*NO_NUMBER_NOR_NONE, "0", "-1", "inf"))],
+        [(NOW + 100, NO_TIME), ("q", ANY), (10, NO_LIMIT)],
     ),
     "revive": Call(
         lambda keys: [
@@ -266,7 +269,7 @@ CALLS = {
     "discard": Call(lambda keys: [keys.ways, keys.leases("q"), *keys.of_dead("q")], [("q", ANY), ("lost", ANY)]),
     "claim": Call(
         lambda keys: [keys.aside, keys.remains],
-        [(NOW, NO_TIME), (60, (*NO_NUMBER_NOR_NONE, "-1")), (10, (*NO_NUMBER_NOR_NONE, "0", "-1"))],
+        [(NOW, NO_TIME), (60, (*NO_NUMBER_NOR_NONE, "-1")), (10, NO_LIMIT)],
     ),
     "version": Call(
         lambda keys: [keys.version],
@@ -281,7 +284,7 @@ CALLS = {
             (NOW + 900, ("soon", "nan")),
             (NOW, ("soon", "nan")),
             ("a", ANY),
-            (10, (*NO_NUMBER_NOR_NONE, "0", "-1")),
+            (10, NO_LIMIT),
             (1000, ("", "soon", "nan", "-1")),
             ("body", ("",)),
             ("", ANY),
@@ -358,11 +361,24 @@ def test_an_unusable_argument_is_refused_before_anything_is_written(
     assert before == contents()
 
 
+@pytest.mark.parametrize("verb", CALLS)
+def test_no_keys_and_no_arguments_are_refused(store: Store, contents: Reader, verb: str) -> None:
+    """Also by a script that takes any number of ids: what it is about must be said. Never in words of Lua's own."""
+    before = contents()
+    names, args = CALLS[verb].keys(store.keys), [good for good, _ in CALLS[verb].args]
+
+    for keys, words in (([], args), ([*names[:1]], args) if len(names) > 1 else ([], []), ([], []), (names, [])):
+        with pytest.raises(DelayQError, match=f"^{verb}: "):
+            script(verb)(store.client, keys, words)
+
+    assert before == contents()
+
+
 @pytest.mark.parametrize(
     "verb",
     [
         *("put", "restore", "adopt", "delete", "move", "drain", "dispatch", "pause", "purge", "page"),
-        *("reserve", "ack", "release", "extend", "requeue", "pull", "version"),
+        *("reserve", "ack", "release", "extend", "requeue", "pull", "version", "claim", "resume"),
     ],
 )
 def test_one_argument_too_many_is_refused(store: Store, contents: Reader, verb: str) -> None:
