@@ -59,6 +59,9 @@
 
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
 
+-- Jobs that one command reads or writes.
+local PORTION = 100
+
 local channel, now, on_conflict, origin = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local silence, unattended, topic_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local last_plain = 4 + 6 * (topic_count or 0) -- behind it come the keys of leases
@@ -80,7 +83,6 @@ if not (ARGV[2] == '' or is_whole(now, 0)) or not is_whole(topic_count, 1)
       .. 'are leases, and seven arguments for each job')
 end
 local first_job = 8 + 2 * topic_count
-local is_batch = #ARGV > first_job + 6
 
 -- The score of one more job of this due. `text` is due, too: what came as text costs less than a number to hand on.
 local function slot(schedule, ties, due, text)
@@ -103,8 +105,12 @@ end
 
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
-local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
-local has_attempts, has_reserved, silent, replaces = {}, {}, 0, false
+local heads, holds, deliveries, index_head = {}, {}, {}, nil
+local has_ties, has_attempts, has_reserved, silent, replaces = {}, {}, {}, 0, false
+
+-- The jobs to be written, in columns: where in ARGV they stand, and when they are due; the rest only of some.
+local places, dues, texts, firsts, held_ones, reserved_ones, again = {}, {}, {}, {}, {}, {}, {}
+local args = ARGV -- a local is found faster
 
 local function judge()
   if not now then
@@ -112,11 +118,13 @@ local function judge()
     now = time[1] * 1000000 + time[2]
   end
   index_head = head(KEYS[1])
+  local seen = {}
   for topic = 1, topic_count do
     local base = 6 * topic - 5
     heads[topic] = head(KEYS[base + 4])
     deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[6 + 2 * topic])
-    redis.call('ZCARD', KEYS[base + 6])
+    has_ties[topic] = redis.call('ZCARD', KEYS[base + 6]) > 0
+    seen[topic] = {}
     if has_leases then
       local more = last_plain + 1 + 4 * (topic - 1)
       redis.call('ZCARD', KEYS[last_plain + 1])
@@ -126,7 +134,23 @@ local function judge()
       has_reserved[topic] = redis.call('HLEN', KEYS[more + 3]) > 0
     end
   end
-  local args = ARGV -- a local is found faster
+
+  -- What Redis has of the jobs from that position on, as far as they are of one topic.
+  local first_read, end_read, bodies, tickets = 0, 0, nil, nil
+  local function read(position, topic)
+    local ids, number = {}, args[position]
+    first_read, end_read = position, math.min(position + 7 * PORTION, #args + 1)
+    for at = position, end_read - 1, 7 do
+      if args[at] ~= number then
+        end_read = at
+        break
+      end
+      ids[#ids + 1] = args[at + 1]
+    end
+    bodies = redis.call('HMGET', KEYS[6 * topic], unpack(ids))
+    tickets = has_reserved[topic] and redis.call('HMGET', KEYS[last_plain + 4 * topic], unpack(ids))
+  end
+
   for position = first_job, #args, 7 do
     local id, text, step, body = args[position + 1], args[position + 2], args[position + 3], args[position + 6]
     local topic, due = tonumber(args[position]), tonumber(text)
@@ -142,21 +166,20 @@ local function judge()
     if string.byte(text) == 43 then -- '+': from now
       due = now + due
     end
-    local base = 6 * topic - 5
-    local held = redis.call('HGET', KEYS[base + 5], id)
-    if is_batch then
-      local key = topic .. ':' .. id
-      held = seen[key] or held
-      seen[key] = body
+    if position >= end_read then
+      read(position, topic)
     end
+    local base, number = 6 * topic - 5, (position - first_read) / 7 + 1
+    local before = seen[topic][id]
+    local held = before or bodies[number]
+    seen[topic][id] = body
     local kept = held and (on_conflict == 'keep' or (origin == 'retried' and held == body))
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
     end
-    local more = last_plain + 1 + 4 * (topic - 1)
-    local was_reserved = has_reserved[topic] and redis.call('HEXISTS', KEYS[more + 3], id) == 1
+    local was_reserved = tickets and tickets[number]
     if was_reserved and not held and origin == 'retried' then
-      kept = redis.call('HGET', KEYS[more + 4], id) == body
+      kept = redis.call('HGET', KEYS[last_plain + 4 * topic + 1], id) == body
     end
     if held or step ~= '0' then
       redis.call('HEXISTS', KEYS[base + 7], id)
@@ -181,12 +204,16 @@ local function judge()
       holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[6 + 2 * topic]) or nil) or false
     end
     if not kept then
-      text = due == tonumber(text) and string.find(text, '^%d+$') and text or due
-      jobs[#jobs + 1] = {topic, id, due, text, step, max_wait and first, grace, body, held, was_reserved}
+      local job = #places + 1
+      places[job], dues[job] = position, due
+      -- What came as text costs less than a number to hand on.
+      texts[job] = due == tonumber(text) and string.find(text, '^%d+$') and text or due
+      firsts[job], held_ones[job], again[job] = max_wait and first, held and true, before and true
+      reserved_ones[job] = was_reserved and true
       replaces = replaces or held or was_reserved
     end
   end
-  if silence and #jobs > 0 then -- not before: what is there already is no longer to be refused
+  if silence and #places > 0 then -- not before: what is there already is no longer to be refused
     local word = redis.call('GET', KEYS[4])
     local beat = tonumber(word or nil)
     if word and not beat then
@@ -219,54 +246,109 @@ elseif not judged then
   return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
 end
 
--- HSET comes first: a full Redis refuses it, while nothing is written yet.
-local changed = {} -- topic -> due of its earliest job now, where that may have changed
+local changed = {} -- topic -> true, where its earliest job may be another now
 local ended = {} -- topic -> true, where a lease has ended
-for _, job in ipairs(jobs) do
-  local topic, id, due, text, step, first, grace, body, held, was_reserved = unpack(job, 1, 10)
-  local base = 6 * topic - 5
-  redis.call('HSET', KEYS[base + 5], id, body)
-  if held then
-    redis.call('ZREM', KEYS[base + 4], id)
-    redis.call('HDEL', KEYS[base + 7], id)
-    redis.call('HDEL', KEYS[base + 8], id)
-    redis.call('HDEL', KEYS[base + 9], id)
+
+-- What is given to jobs of one topic and not written yet: the scores, with their ids, as ZADD takes them; which these
+-- are; the least and the greatest of each thousand; and due -> last score given to a job of that very due.
+local pending, given, lows, highs, marks = {}, {}, {}, {}, {}
+
+local function flush(schedule, ties)
+  if #pending > 0 then
+    redis.call('ZADD', schedule, unpack(pending))
   end
-  local more = last_plain + 1 + 4 * (topic - 1)
+  for due, last in pairs(marks) do
+    redis.call('ZADD', ties, last, string.format('%.0f', due))
+  end
+  pending, given, lows, highs, marks = {}, {}, {}, {}, {}
+end
+
+-- As slot, which sees only what is written: that is done before, if anything of it may matter.
+local function next_slot(topic, due, text)
+  local schedule, ties, last, score = KEYS[6 * topic - 1], KEYS[6 * topic + 1], marks[due], nil
+  if last then
+    score = math.min(last + 1, due + 999)
+  else
+    local thousand = math.floor(due / 1000)
+    local is_near = (highs[thousand] or 0) >= due or (lows[thousand + 1] or math.huge) <= due + 999
+    if given[due] or (is_near and has_ties[topic]) then
+      flush(schedule, ties)
+    end
+    score = slot(schedule, ties, due, text)
+  end
+  if score ~= due then
+    has_ties[topic], marks[due] = true, score
+  end
+  return score
+end
+
+-- Write the jobs from the one number to the other, which are of one topic, and of which no id is there twice.
+local function write(first, last)
+  local topic = tonumber(args[places[first]])
+  local base, more, fields, ids = 6 * topic - 5, last_plain + 1 + 4 * (topic - 1), {}, {}
+  for job = first, last do
+    local place, position = places[job], 2 * (job - first)
+    ids[job - first + 1] = args[place + 1]
+    fields[position + 1], fields[position + 2] = args[place + 1], args[place + 6]
+  end
+  -- This comes first: a full Redis refuses it, while nothing is written yet.
+  redis.call('HSET', KEYS[base + 5], unpack(fields))
   if has_attempts[topic] then
-    redis.call('HDEL', KEYS[more + 1], id)
+    redis.call('HDEL', KEYS[more + 1], unpack(ids))
   end
-  if was_reserved then
-    redis.call('ZREM', KEYS[more + 2], id)
-    redis.call('HDEL', KEYS[more + 3], id)
-    redis.call('HDEL', KEYS[more + 4], id)
-    ended[topic] = true
+  for job = first, last do
+    local place, due, text, id = places[job], dues[job], texts[job], ids[job - first + 1]
+    if held_ones[job] then -- it may itself be where it, or another, shall be
+      flush(KEYS[base + 4], KEYS[base + 6])
+      redis.call('ZREM', KEYS[base + 4], id)
+      redis.call('HDEL', KEYS[base + 7], id)
+      redis.call('HDEL', KEYS[base + 8], id)
+      redis.call('HDEL', KEYS[base + 9], id)
+      heads[topic], changed[topic] = head(KEYS[base + 4]), true
+    end
+    if reserved_ones[job] then
+      redis.call('ZREM', KEYS[more + 2], id)
+      redis.call('HDEL', KEYS[more + 3], id)
+      redis.call('HDEL', KEYS[more + 4], id)
+      ended[topic] = true
+    end
+    local score = due
+    if heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
+      score = next_slot(topic, due, text)
+    end
+    if not heads[topic] or score < heads[topic] or not index_head then
+      heads[topic], changed[topic] = math.min(heads[topic] or score, score), true
+    end
+    local count, thousand = #pending, math.floor(score / 1000)
+    pending[count + 1], pending[count + 2], given[score] = score == due and text or score, id, true
+    lows[thousand] = math.min(lows[thousand] or score, score)
+    highs[thousand] = math.max(highs[thousand] or score, score)
+    if args[place + 3] ~= '0' then
+      redis.call('HSET', KEYS[base + 7], id, args[place + 3])
+    end
+    if firsts[job] then
+      redis.call('HSET', KEYS[base + 8], id, firsts[job])
+    end
+    if args[place + 5] ~= '' then
+      redis.call('HSET', KEYS[base + 9], id, tonumber(args[place + 5]))
+    end
   end
-  local score = due
-  if heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
-    score = slot(KEYS[base + 4], KEYS[base + 6], due, text)
+  flush(KEYS[base + 4], KEYS[base + 6])
+end
+
+local first = 1
+while first <= #places do
+  local last, topic = first, args[places[first]]
+  while last < #places and last - first + 1 < PORTION and args[places[last + 1]] == topic and not again[last + 1] do
+    last = last + 1
   end
-  redis.call('ZADD', KEYS[base + 4], score == due and text or score, id)
-  if step ~= '0' then
-    redis.call('HSET', KEYS[base + 7], id, step)
-  end
-  if first then
-    redis.call('HSET', KEYS[base + 8], id, first)
-  end
-  if grace then
-    redis.call('HSET', KEYS[base + 9], id, grace)
-  end
-  if held then
-    heads[topic] = head(KEYS[base + 4])
-    changed[topic] = heads[topic]
-  elseif not heads[topic] or score < heads[topic] or not index_head then
-    heads[topic] = math.min(heads[topic] or score, score)
-    changed[topic] = heads[topic]
-  end
+  write(first, last)
+  first = last + 1
 end
 
 local earliest
-for topic, due in pairs(changed) do
+for topic in pairs(changed) do
+  local due = heads[topic]
   local place = math.max(due, holds[topic] or due)
   if place < math.huge then
     redis.call('ZADD', KEYS[1], place, ARGV[6 + 2 * topic])
@@ -281,7 +363,7 @@ for topic in pairs(ended) do
     redis.call('ZREM', KEYS[last_plain + 1], ARGV[6 + 2 * topic])
   end
 end
-if #jobs > 0 then
+if #places > 0 then
   for topic = 1, topic_count do
     if deliveries[topic] ~= ARGV[7 + 2 * topic] then
       redis.call('HSET', KEYS[2], ARGV[6 + 2 * topic], ARGV[7 + 2 * topic])
@@ -293,4 +375,4 @@ end
 if earliest and channel ~= '' and (not index_head or earliest < index_head) then
   redis.pcall('PUBLISH', channel, string.format('%.0f', earliest))
 end
-return {'OK', #jobs, silent}
+return {'OK', #places, silent}
