@@ -25,6 +25,7 @@ from tests.replication import Server, until
 
 from .certificates import write_certificate
 from .test_worker_brokers import tls_server
+from .test_zset import popped as popped_of
 
 #: What may differ from one Redis to the next is tested in test_zset.py, test_tracking.py and tests/lua.
 ONE_REDIS = True
@@ -62,9 +63,7 @@ def started(*options: str) -> Iterator[Running]:
 
 def popped(client: redis.Redis, count: int, key: str = "readytasklist") -> list[bytes]:
     """What a consumer gets, in the order in which it comes."""
-    found = [client.blpop([key], timeout=60) for _ in range(count)]
-    assert all(found), found
-    return [member for _, member in found]
+    return popped_of(client, count, key)
 
 
 def now(client: redis.Redis) -> float:
@@ -252,8 +251,11 @@ def test_a_password(own_server: RedisServer) -> None:
         said = refused(f"redis://:wrong@{address}")
         assert "invalid" in said
         assert "wrong@" not in said
-        with started("-u", f"redis://:right@{address}") as program:
-            assert popped(client, 1) == [b"a"]
+        with (
+            started("-u", f"redis://:right@{address}") as program,
+            redis.Redis(port=own_server.port, password="right") as consumer,
+        ):
+            assert popped(consumer, 1) == [b"a"]
             program.end()
 
 

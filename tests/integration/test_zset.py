@@ -43,10 +43,19 @@ def dispatching(url: str) -> Iterator[list[ZsetPass]]:
     assert one.moved == sum(done.moved for done in seen)
 
 
-def popped(client: redis.Redis, count: int) -> list[bytes]:
-    found = [client.blpop(["ready"], timeout=60) for _ in range(count)]
-    assert all(found), found
-    return [member for _, member in found]
+def popped(client: redis.Redis, count: int, key: str = "ready") -> list[bytes]:
+    """What a consumer gets, in the order in which it comes."""
+    found: list[bytes] = []
+
+    def pop() -> bool:
+        # Shorter than redis-py waits for any reply: what came on a connection that it gave up would be lost.
+        answer = client.blpop([key], timeout=1)
+        if answer is not None:
+            found.append(answer[1])
+        return len(found) == count
+
+    until(pop, f"{count} members, after {found}")
+    return found
 
 
 def in_seconds(client: redis.Redis, seconds: float) -> float:
