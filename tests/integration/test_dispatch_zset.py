@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -19,13 +19,12 @@ from click.testing import CliRunner
 from celery_delayq.cli import main
 from celery_delayq.cluster import slot_of
 from celery_delayq.embedded import RedisServer, free_port
-from celery_delayq.zset_program import TIMEOUT
 from tests.clustering import Nodes
 from tests.replication import Server, until
 
 from .certificates import write_certificate
 from .test_worker_brokers import tls_server
-from .test_zset import popped as popped_of
+from .test_zset import popped as popped_from
 
 #: What may differ from one Redis to the next is tested in test_zset.py, test_tracking.py and tests/lua.
 ONE_REDIS = True
@@ -61,9 +60,7 @@ def started(*options: str) -> Iterator[Running]:
             process.kill()
 
 
-def popped(client: redis.Redis, count: int, key: str = "readytasklist") -> list[bytes]:
-    """What a consumer gets, in the order in which it comes."""
-    return popped_of(client, count, key)
+popped = partial(popped_from, key="readytasklist")
 
 
 def now(client: redis.Redis) -> float:
@@ -91,7 +88,7 @@ def test_its_options(own_server: RedisServer) -> None:
     with running(own_server, "-d", "mine", "-r", "due", "-n", "2", "--unit", "ms", "-v") as program:
         with own_server.client() as client:
             client.zadd("mine", {f"{number}": number for number in range(5)} | {"far": (now(client) + 3600) * 1000})
-            assert popped(client, 5, "due") == [b"0", b"1", b"2", b"3", b"4"]
+            assert popped_from(client, 5, "due") == [b"0", b"1", b"2", b"3", b"4"]
         out, err = program.end(signal.SIGTERM)
     rule, head, _, *rows, last, total = out.splitlines()
     assert rule == last == f"+{'-' * 15}" * 4 + "+"
@@ -125,11 +122,11 @@ def test_it_sleeps_until_something_is_due_and_wakes_for_what_is_earlier(own_serv
         while looks(client) < before + 3:
             pass
         assert now(client) - began > 1.9
-        for number in range(20):
+        for number in range(60):
             client.zadd("delayedtaskset", {f"{number}": now(client) + 0.02})
             popped(client, 1)
-        assert now(client) - began < 15, "it has polled"
-        assert program.end()[0] == "dispatched 20 in total\n"
+        assert now(client) - began < 45, "it has polled, once a second"
+        assert program.end()[0] == "dispatched 60 in total\n"
 
 
 def looks(client: redis.Redis) -> int:
@@ -173,14 +170,13 @@ def test_a_redis_that_restarts(own_server: RedisServer, kind: str) -> None:
 def test_a_redis_that_hangs(redis_server: RedisServer) -> None:
     """Ctrl-C need not wait for it."""
     with Server(redis_server._program) as server:
-        with running(server) as program, server.client() as client:
+        url = f"{server.url()}?socket_timeout=600"
+        with started("-u", url) as program, server.client() as client:
             client.zadd("delayedtaskset", {"a": 0})
             popped(client, 1)
             await_looks(client, looks(client) + 1)  # it has heard of that
             server.hang()
-            began = monotonic()
             assert program.end()[0] == "dispatched 1 in total\n"
-            assert monotonic() - began < TIMEOUT
         server.go_on()
 
 
@@ -295,7 +291,7 @@ def test_a_cluster(redis_server: RedisServer) -> None:
         assert f"name 127.0.0.1:{nodes.servers[owner].port}" in refused(urls[1 - owner], *keys)
         with running(nodes.servers[owner], *keys) as program, nodes.servers[owner].client() as client:
             client.zadd("{tasks}:delayed", {"a": 0})
-            assert popped(client, 1, "{tasks}:ready") == [b"a"]
+            assert popped_from(client, 1, "{tasks}:ready") == [b"a"]
             program.end()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from time import monotonic
 
 import pytest
 import redis
@@ -16,7 +17,7 @@ from celery_delayq.embedded import RedisServer
 from celery_delayq.errors import DelayQError
 from celery_delayq.zset import ZsetDispatcher, ZsetPass
 from celery_delayq.zset_program import client_for
-from tests.replication import until
+from tests.replication import PATIENCE, until
 
 #: What a user must be allowed to do, on the two keys; and what lets Redis tell him of changes.
 NEEDED = ("evalsha", "eval", "type", "time", "zcard", "llen", "zrangebyscore", "zremrangebyrank", "rpush")
@@ -46,15 +47,12 @@ def dispatching(url: str) -> Iterator[list[ZsetPass]]:
 def popped(client: redis.Redis, count: int, key: str = "ready") -> list[bytes]:
     """What a consumer gets, in the order in which it comes."""
     found: list[bytes] = []
-
-    def pop() -> bool:
+    deadline = monotonic() + PATIENCE
+    while len(found) < count:
+        assert monotonic() < deadline, found
         # Shorter than redis-py waits for any reply: what came on a connection that it gave up would be lost.
-        answer = client.blpop([key], timeout=1)
-        if answer is not None:
+        if (answer := client.blpop([key], timeout=1)) is not None:
             found.append(answer[1])
-        return len(found) == count
-
-    until(pop, f"{count} members, after {found}")
     return found
 
 
