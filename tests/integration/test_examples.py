@@ -17,8 +17,11 @@ from time import monotonic, sleep
 
 import pytest
 
+from celery_delayq import DelayQueue
 from celery_delayq.embedded import RedisServer
 from celery_delayq.keys import Keys
+
+from .programs import Programs
 
 #: They show what users do; what that asks of Redis is tested on every version elsewhere.
 ONE_REDIS = True
@@ -134,7 +137,7 @@ def test_the_python_of_the_main_readme(own_server: RedisServer, tmp_path: Path) 
     """
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
-    program = "\n".join(block for block in blocks if "django" not in block)
+    program = "\n".join(block for block in blocks if "django" not in block and "Worker(" not in block)
     assert "redis://localhost:6379/0" in program
     (tmp_path / "readme.py").write_text(program.replace("redis://localhost:6379/0", own_server.url()))
     began = monotonic()
@@ -151,6 +154,22 @@ def test_the_python_of_the_main_readme(own_server: RedisServer, tmp_path: Path) 
         ids = {id.decode() for id in client.zrange(keys.schedule("celery"), 0, -1)}
         assert {"remind-A2", "cart-A5"} < ids
         assert client.zcard(keys.schedule("mail")) == 1
+
+
+def test_the_queue_of_the_main_readme(own_server: RedisServer, tmp_path: Path) -> None:
+    """Its block without Celery: what it puts it takes back, its worker does another job, and stops when it is told."""
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    (program,) = [block for block in blocks if "Worker(" in block]
+    (tmp_path / "readme.py").write_text(program.replace("redis://localhost:6379/0", own_server.url()))
+    programs = Programs(tmp_path, own_server.url(), tmp_path)
+    with DelayQueue(own_server.url(), "mails") as queue:
+        queue.put("other", b"done")
+        with programs.background(sys.executable, "-u", "readme.py") as worker:
+            worker.await_lines("b'done'")
+            assert worker.end() == 0
+        load = queue.stats()
+    assert (load.waiting, load.reserved, load.dead) == (0, 0, 0)
 
 
 def shape(text: str) -> str:
