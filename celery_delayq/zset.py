@@ -17,6 +17,7 @@ from time import monotonic, sleep
 import redis
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     ClusterCrossSlotError,
     ClusterDownError,
     MovedError,
@@ -46,7 +47,7 @@ POLL = 0.02
 SHORTEST_SLEEP = 0.005
 
 #: How long (s) it sleeps before it looks whether it should stop. Costs Redis nothing.
-STOP_CHECK = 0.2
+STOP_CHECK = 0.1
 
 #: A wait on a socket ends up to 1 ms late: its timeout is rounded up to milliseconds. The last of it (s) is slept.
 FINE = 0.002
@@ -143,7 +144,7 @@ class ZsetDispatcher:
                 # One outage says many things, "reset by peer", then "refused"; a wrong password is something else.
                 kind = str(error) if isinstance(error, (ResponseError, AuthenticationError)) else "unreachable"
                 if kind != trouble:
-                    logger.warning("%s; trying again, nothing is lost meanwhile", _explained(error))
+                    logger.warning("%s; trying again", _explained(error))
                 trouble = kind
                 stop.wait(pause)
                 pause = min(2 * pause, BACKOFF_LAST)
@@ -211,4 +212,4 @@ def _explained(error: redis.RedisError) -> str:
         return f"Redis refuses: {text}. In a cluster give both one hash tag, as {{tasks}}:delayed and {{tasks}}:ready"
     if isinstance(error, (ResponseError, AuthenticationError)):
         return f"Redis refuses: {text}"
-    return f"Redis cannot be reached: {text}"
+    return text if isinstance(error, BusyLoadingError) else f"Redis cannot be reached: {text}"

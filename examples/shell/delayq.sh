@@ -45,6 +45,7 @@ call() {
 # use space topic: the keys that are meant from here on, if these programs know their version.
 use() {
     space=$1 topic=$2
+    case $topic in '' | *[{}]*) fail "a topic needs a name without braces, not '$topic'" ;; esac
     said=$(call version version "$VERSION" mark) || exit
     case $said in
     OK*) ;;

@@ -175,6 +175,8 @@ def test_keys_of_a_newer_version(shell: Shell, server: RedisServer) -> None:
         ["put.sh", "greetings", "a", "soon", "x"],
         ["put.sh", "greetings", "a", "-1", "x"],
         ["put.sh", "greetings", "a", "1.2.3", "x"],
+        ["put.sh", "a}b", "a", "1", "x"],
+        ["put.sh", "", "a", "1", "x"],
         ["cancel.sh", "greetings"],
         ["consume.sh", "greetings"],
         ["schedule.sh", "t"],
