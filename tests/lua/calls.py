@@ -30,7 +30,20 @@ ODD = "\x00\n é*[{"
 DELIVERIES = {"q": QUEUE, "r": PLAIN, ODD: Delivery.plain("odd")}
 
 #: Ids that are there in some state, and others.
-IDS: Sequence[bytes] = (b"a", b"b", b"tie", b"late", b"mine", b"old", b"back", b"lost", b"none", b"new", b"\x00\n \xff")
+IDS: Sequence[bytes] = (
+    b"a",
+    b"a",
+    b"b",
+    b"tie",
+    b"late",
+    b"mine",
+    b"old",
+    b"back",
+    b"lost",
+    b"none",
+    b"new",
+    b"\x00\n \xff",
+)
 DUES = {b"a": NOW + 5, b"b": NOW + 9, b"late": NOW + 900_000}
 BODIES: Sequence[bytes] = (b"", b"body of a", b"body of late", b"one\n\x00\xfftwo", b"x" * 3000)
 
@@ -242,7 +255,7 @@ class Scene:
             "id": lambda: dice.choice([*self.tokens] if self.tokens and dice.random() < 0.5 else IDS),
             "token": lambda: dice.choice([*[self.tokens.get(_bytes(made.args[-1][0]), "n.1")] * 3, "wrong", ""]),
             "tag": lambda: dice.choice(["tag", "tag", "tag", "gone", ""]),
-            "least": lambda: dice.choice([0, 0, 10**6]),
+            "least": lambda: dice.choice([0, 0, 0, 10**6]),
             "name": lambda: dice.choice([b"revoked:gone", b"late:a", b"x"]),
             "body": lambda: dice.choice(BODIES),
             "sha1": lambda: hashlib.sha1(dice.choice([b"body of " + about, b"body of " + about, b"else"])).hexdigest(),
