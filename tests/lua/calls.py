@@ -30,8 +30,25 @@ ODD = "\x00\n é*[{"
 DELIVERIES = {"q": QUEUE, "r": PLAIN, ODD: Delivery.plain("odd")}
 
 #: Ids that are there in some state, and others.
-IDS: Sequence[bytes] = (b"a", b"b", b"tie", b"late", b"mine", b"old", b"back", b"lost", b"none", b"new", b"\x00\n \xff")
+IDS: Sequence[bytes] = (
+    b"a",
+    b"a",
+    b"b",
+    b"tie",
+    b"late",
+    b"mine",
+    b"old",
+    b"back",
+    b"lost",
+    b"none",
+    b"new",
+    b"\x00\n \xff",
+)
+DUES = {b"a": NOW + 5, b"b": NOW + 9, b"late": NOW + 900_000}
 BODIES: Sequence[bytes] = (b"", b"body of a", b"body of late", b"one\n\x00\xfftwo", b"x" * 3000)
+
+#: Arguments that stand for a time, or for how the others are to be read.
+FIXED = {"now", "topic", "T", "t", "own", "tail", "or_tail"}
 
 #: What no argument of a kind may be.
 _NO_NUMBER = ("soon", "nan", "-nan", "inf", "-inf", "1e300", "1.5", "\x00", "1\n2")
@@ -119,6 +136,11 @@ class Scene:
                         store.release(topic, found, max_attempts=1, reason="why\nelse", now_us=NOW + 1)
                     elif id == "back":
                         store.release(topic, found, in_us=dice.choice([0, 800_000]), now_us=NOW + 2)
+                if dice.random() < 0.4:  # the id of a dead one is put anew, and perhaps reserved
+                    self._put(store, job("lost", 1, topic=topic))
+                    if dice.random() < 0.7:
+                        found = store.reserve(topic, 1, 10**9, now_us=NOW + 1, nonce="nagain").jobs
+                        self.tokens |= {one.id: one.token for one in found}
             options = {"max_wait_us": 10**9, "grace_us": dice.choice([60, 10**9]), "step": 6}
             self._put(store, job("a", 5, topic=topic, **options), job("tie", 5, topic=topic), job("b", 9, topic=topic))
             self._put(store, job("late", 900_000, topic=topic), job("gone", 9, topic=topic))
@@ -222,6 +244,7 @@ class Scene:
         """Something that an argument may be; mostly something that leads on."""
         dice, name = self._dice, entry.name
         kind, optional = entry.kind.rstrip("?"), entry.kind.endswith("?")
+        about = next((_bytes(value) for value, one in reversed(made.args) if one.name == "id"), b"")
         named: dict[str, Callable[[], Value]] = {
             "channel": lambda: dice.choice(["", self.keys.wake]),
             "now": lambda: dice.choice([NOW + 10, NOW + 100, NOW + 10**6, NOW]),
@@ -229,15 +252,16 @@ class Scene:
             "delivery": DELIVERIES.get(topic, PLAIN).dumps,
             "T": lambda: len(topics),
             "t": lambda: topics.index(topic) + 1,
-            "id": lambda: dice.choice(IDS),
-            "token": lambda: dice.choice([self.tokens.get(_bytes(made.args[-1][0]), "n.1"), "wrong", ""]),
-            "tag": lambda: dice.choice(["tag", "tag", "gone", ""]),
+            "id": lambda: dice.choice([*self.tokens] if self.tokens and dice.random() < 0.5 else IDS),
+            "token": lambda: dice.choice([*[self.tokens.get(_bytes(made.args[-1][0]), "n.1")] * 3, "wrong", ""]),
+            "tag": lambda: dice.choice(["tag", "tag", "tag", "gone", ""]),
+            "least": lambda: dice.choice([0, 0, 0, 10**6]),
             "name": lambda: dice.choice([b"revoked:gone", b"late:a", b"x"]),
             "body": lambda: dice.choice(BODIES),
-            "sha1": lambda: hashlib.sha1(dice.choice([b"body of a", b"body of late", b"else"])).hexdigest(),
-            "nonce": lambda: dice.choice(["x1", "A" * 40]),
+            "sha1": lambda: hashlib.sha1(dice.choice([b"body of " + about, b"body of " + about, b"else"])).hexdigest(),
+            "max_attempts": lambda: dice.choice([1, 1, 2]),
             "own": lambda: dice.choice([1, 1, 2, 999_999_999]),
-            "due": lambda: dice.choice([NOW + 5, NOW + 900_000, NOW + 10**7, 0, LATEST]),
+            "due": lambda: dice.choice([DUES.get(about, 0), NOW + 5, NOW + 900_000, NOW + 10**7, 0, LATEST]),
             "start": lambda: dice.choice([NOW, NOW + 9, -(10**16), 10**17]),
             "stop": lambda: dice.choice([NOW, NOW + 900_000, -(10**16), 10**17]),
             "if_due": lambda: dice.choice([NOW + 900_000, NOW + 9]),
@@ -249,21 +273,26 @@ class Scene:
             return ""
         if kind == "due" and dice.random() < 0.4:
             return f"+{dice.choice([0, 5, 10**6])}"
-        if name in named:
+        if name in named and (name in FIXED or dice.random() < 0.85):
             return named[name]()
         if kind == "word":
             return dice.choice(entry.words)
-        numbers: dict[str, Sequence[Value]] = {
+        pools: dict[str, Sequence[Value]] = {
+            "bytes": (*BODIES, *IDS),
+            "id": IDS,
             "us": (0, 1, 60, 10**6, LATEST),
+            "due": (0, 60, LATEST, "+0", "+60"),
             "span": (1, 60, 2**50 - 1),
             "ms": (1_000, 10**9),
             "count": (1, 2, 100, 2**53 - 1),
             "size": (0, 1, 5, 2**53 - 1),
-            "whole": (0, 3, 6, 9, -1, 255),
+            "whole": (0, 3, 6, 9, -1, 255, -(10**16), 10**17),
             "number": (-1, 0.5, NOW),
             "length": (0.5, 1, 3333.3, 10**9),
+            "sha1": ("a" * 40, "0" * 40),
+            "alnum": ("x1", "A" * 40),
         }
-        return dice.choice(numbers[kind]) if kind in numbers else dice.choice(BODIES[1:4])
+        return dice.choice(pools[kind])
 
     def _restore(self, said: Header, made: Call, topics: Sequence[str]) -> None:
         """Its arguments come in an order of their own."""

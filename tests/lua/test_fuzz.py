@@ -45,7 +45,8 @@ def spoiled(call: Call, scene: Scene, dice: random.Random) -> tuple[list[str], l
     so does whether there are leases: a script cannot know that it is given the wrong ones of our keys.
     """
     keys, args = call.names, call.values
-    free = [number for number, (_, entry) in enumerate(call.args) if entry.name != "topic"]
+    taboo = ("topic", "keep", "expires")  # the last two would have a key vanish while we look
+    free = [number for number, (_, entry) in enumerate(call.args) if entry.name not in taboo]
     for number in dice.sample(free, k=min(len(free), dice.choice([0, 1, 1, 1, 2, 5]))):
         args[number] = dice.choice(NONSENSE)
     if dice.random() < 0.1:
@@ -91,8 +92,8 @@ def test_nonsense_does_no_harm(store: Store, verb: str) -> None:
             assert all(abs(one) < GREATEST for one in numbers(reply)), f"{reply}, {about}"
             taken += 1
         assert disagreements(contents_of(store), store.keys, topics) == [], about
-    assert refused > MANY / 20
-    assert taken > MANY / 20
+    assert refused >= MANY / 20
+    assert taken >= MANY / 20
 
 
 @pytest.mark.parametrize("verb", VERBS)
