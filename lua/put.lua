@@ -148,7 +148,8 @@ local function judge()
 
   for position = first_job, #args, 7 do
     local id, text, step, body = args[position + 1], args[position + 2], args[position + 3], args[position + 6]
-    local topic, due = tonumber(args[position]), tonumber(text)
+    local topic, told = tonumber(args[position]), tonumber(text)
+    local due = told
     local max_wait, grace = tonumber(args[position + 4]), tonumber(args[position + 5])
     if not topic or topic % 1 ~= 0 or topic < 1 or topic > topic_count or id == '' or not due or due % 1 ~= 0
       or (step ~= '0' and not tonumber(step)) or (not max_wait and args[position + 4] ~= '')
@@ -189,7 +190,9 @@ local function judge()
       first = first or now
       due = math.min(due, first + max_wait)
     end
-    due = math.max(due, now)
+    if due < now then
+      due = now
+    end
     if due > LATEST - 999 then
       return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due after the year 2255'}
     end
@@ -201,10 +204,16 @@ local function judge()
       local job = #places + 1
       places[job], dues[job] = position, due
       -- What came as text costs less than a number to hand on.
-      texts[job] = due == tonumber(text) and string.find(text, '^%d+$') and text or due
-      firsts[job], held_ones[job], again[job] = max_wait and first, held and true, before and true
-      reserved_ones[job] = was_reserved and true
-      replaces = replaces or held or was_reserved
+      texts[job] = due == told and string.find(text, '^%d+$') and text or due
+      if max_wait then
+        firsts[job] = first
+      end
+      if held then
+        held_ones[job], again[job], replaces = true, before, true
+      end
+      if was_reserved then
+        reserved_ones[job], replaces = true, true
+      end
     end
   end
   if silence and #places > 0 then -- not before: what is there already is no longer to be refused
@@ -244,8 +253,8 @@ local changed = {} -- topic -> true, where its earliest job may be another now
 local ended = {} -- topic -> true, where a lease has ended
 
 -- What is given to jobs of one topic and not written yet: the scores, with their ids, as ZADD takes them; which these
--- are; the least and the greatest of each thousand; and due -> last score given to a job of that very due.
-local pending, given, lows, highs, marks = {}, {}, {}, {}, {}
+-- are, and in which milliseconds; and due -> last score given to a job of that very due.
+local pending, given, near, marks = {}, {}, {}, {}
 
 local function flush(schedule, ties)
   if #pending > 0 then
@@ -254,7 +263,7 @@ local function flush(schedule, ties)
   for due, last in pairs(marks) do
     redis.call('ZADD', ties, last, string.format('%.0f', due))
   end
-  pending, given, lows, highs, marks = {}, {}, {}, {}, {}
+  pending, given, near, marks = {}, {}, {}, {}
 end
 
 -- As slot, which sees only what is written: that is done before, if anything of it may matter.
@@ -262,10 +271,11 @@ local function next_slot(topic, due, text)
   local schedule, ties, last, score = KEYS[6 * topic - 1], KEYS[6 * topic + 1], marks[due], nil
   if last then
     score = math.min(last + 1, due + 999)
+  elseif not has_ties[topic] and not given[due] and redis.call('ZCOUNT', schedule, text, text) == 0 then
+    return due -- what slot would say, which hands numbers on; as text they go twice as fast
   else
-    local thousand = math.floor(due / 1000)
-    local is_near = (highs[thousand] or 0) >= due or (lows[thousand + 1] or math.huge) <= due + 999
-    if given[due] or (is_near and has_ties[topic]) then
+    local millisecond = math.floor(due / 1000)
+    if not has_ties[topic] or near[millisecond] or near[millisecond + 1] then
       flush(schedule, ties)
     end
     score = slot(schedule, ties, due, text)
@@ -313,10 +323,11 @@ local function write(first, last)
     if not heads[topic] or score < heads[topic] or not index_head then
       heads[topic], changed[topic] = math.min(heads[topic] or score, score), true
     end
-    local count, thousand = #pending, math.floor(score / 1000)
+    local count = #pending
     pending[count + 1], pending[count + 2], given[score] = score == due and text or score, id, true
-    lows[thousand] = math.min(lows[thousand] or score, score)
-    highs[thousand] = math.max(highs[thousand] or score, score)
+    if has_ties[topic] then
+      near[math.floor(score / 1000)] = true
+    end
     if args[place + 3] ~= '0' then
       redis.call('HSET', KEYS[base + 7], id, args[place + 3])
     end
