@@ -13,6 +13,7 @@ from pathlib import Path
 from . import (
     bulk,
     burst,
+    consumers,
     control,
     duplicates,
     failover,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "observability": observability.run,
     "leases": leases.run,
     "verbs": verbs.run,
+    "consumers": consumers.run,
 }
 
 #: Runs only where it is named: it takes long, and much memory.
