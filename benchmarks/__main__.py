@@ -13,6 +13,7 @@ from pathlib import Path
 from . import (
     bulk,
     burst,
+    consumers,
     control,
     duplicates,
     failover,
@@ -26,6 +27,7 @@ from . import (
     scaling,
     storage,
     transfer,
+    verbs,
     zset,
 )
 from .conditions import Conditions, newest_server
@@ -48,20 +50,27 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
     "observability": observability.run,
     "leases": leases.run,
     "zset": zset.run,
+    "verbs": verbs.run,
+    "consumers": consumers.run,
 }
+
+#: Runs only where it is named: it takes long, and much memory.
+ON_REQUEST: dict[str, Callable[[Conditions], list[Row]]] = {"ten-million": verbs.run_ten_million}
 
 
 def main() -> int:
     """Run; the exit code says whether every target was met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(BENCHMARKS)}")
+    names = f"one or more of: {', '.join(BENCHMARKS)}; and only on request: {', '.join(ON_REQUEST)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--quick", action="store_true", help="a short run with rough figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--redis", metavar="PROGRAM", help="the server to start; else the newest that is found")
     chosen = parser.parse_args()
-    unknown = set(chosen.names) - set(BENCHMARKS)
+    known = BENCHMARKS | ON_REQUEST
+    unknown = set(chosen.names) - set(known)
     if unknown:
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
     conditions = Conditions(chosen.redis or newest_server(), chosen.quick)
     rows: list[Row] = []
@@ -69,7 +78,7 @@ def main() -> int:
         print(f"{name} …", end="", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:
-            rows += BENCHMARKS[name](conditions)
+            rows += known[name](conditions)
         except Exception as error:  # noqa: BLE001  # the others' figures must not be lost with it
             traceback.print_exc()
             rows.append(Row(name, "FAILED", f"{type(error).__name__}: {error}", "", met=False))

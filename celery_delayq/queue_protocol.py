@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import redis
 
-from .clock import SECOND_US, checked_due_us, from_us, moment_of, seconds_of, to_us
+from .clock import SECOND_US, from_us, moment_of, seconds_of, to_us
 from .delivery import Delivery
 from .errors import LeaseLost, shortened
 from .job import DeadPage, Job, Move, Moved, OnConflict, Origin, Page, Place, Put, Reserved
@@ -186,6 +186,8 @@ class QueueProtocol:
 
     def _sorted(self, jobs: Sequence[Put]) -> Steps[dict[int, list[Put]]]:
         """The shards that *jobs* go to: where their ids wait or are reserved, else where they belong."""
+        if self._counts == (1,):
+            return {0: list(jobs)}
         places = [self._places(job.id) for job in jobs]
         older: dict[int, set[bytes]] = defaultdict(set)
         for job, (_, *others) in zip(jobs, places, strict=True):
@@ -410,7 +412,7 @@ def due_of(at: object = None, delay: object = None) -> tuple[int | None, int | N
         raise TypeError("give either at or delay, not both")
     if at is None:
         return None, 0 if delay is None else max(round(seconds_of(delay) * SECOND_US), 0)
-    return max(checked_due_us(moment_of(at, "at")), 0), None
+    return max(to_us(moment_of(at, "at")), 0), None
 
 
 def put_of(topic: str, id: object, body: object, at: object = None, delay: object = None) -> Put:

@@ -258,7 +258,8 @@ class Begun(Generic[T]):
 
 def pack(words: Iterable[Value]) -> bytes:
     """Words as Redis's protocol writes them."""
-    return b"".join([packed(word if isinstance(word, bytes) else str(word).encode()) for word in words])
+    encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded])
 
 
 def packed(word: bytes) -> bytes:

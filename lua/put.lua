@@ -83,6 +83,7 @@ if not (ARGV[2] == '' or is_whole(now, 0)) or not is_whole(topic_count, 1)
       .. 'are leases, and seven arguments for each job')
 end
 local first_job = 8 + 2 * topic_count
+local is_batch = #ARGV > first_job + 6
 
 -- The score of one more job of this due. `text` is due, too: what came as text costs less than a number to hand on.
 local function slot(schedule, ties, due, text)
@@ -108,9 +109,9 @@ end
 local heads, holds, deliveries, index_head = {}, {}, {}, nil
 local has_ties, has_attempts, has_reserved, silent, replaces = {}, {}, {}, 0, false
 
--- The jobs to be written, in columns: where in ARGV they stand, and when they are due; the rest only of some.
-local places, dues, texts, firsts, held_ones, reserved_ones, again = {}, {}, {}, {}, {}, {}, {}
-local args = ARGV -- a local is found faster
+-- The jobs to be written: of each where it stands in ARGV, its due, also as text, the time of its first put, and
+-- whether its id waits, stands in this batch before, or is reserved.
+local jobs, args = {}, ARGV -- a local is found faster
 
 local function judge()
   if not now then
@@ -118,13 +119,13 @@ local function judge()
     now = time[1] * 1000000 + time[2]
   end
   index_head = head(KEYS[1])
-  local seen = {}
+  local seen = {} -- topic -> id -> body, of a batch
   for topic = 1, topic_count do
     local base = 6 * topic - 5
     heads[topic] = head(KEYS[base + 4])
     deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[6 + 2 * topic])
     has_ties[topic] = redis.call('ZCARD', KEYS[base + 6]) > 0
-    seen[topic] = {}
+    seen[topic] = is_batch and {}
     if has_leases then
       local more = last_plain + 1 + 4 * (topic - 1)
       redis.call('ZCARD', KEYS[last_plain + 1])
@@ -135,25 +136,12 @@ local function judge()
     end
   end
 
-  -- What Redis has of the jobs from that position on, as far as they are of one topic.
+  -- What Redis has of jobs that follow one another in one topic, from which position to before which.
   local first_read, end_read, bodies, tickets = 0, 0, nil, nil
-  local function read(position, topic)
-    local ids, number = {}, args[position]
-    first_read, end_read = position, math.min(position + 7 * PORTION, #args + 1)
-    for at = position, end_read - 1, 7 do
-      if args[at] ~= number then
-        end_read = at
-        break
-      end
-      ids[#ids + 1] = args[at + 1]
-    end
-    bodies = redis.call('HMGET', KEYS[6 * topic], unpack(ids))
-    tickets = has_reserved[topic] and redis.call('HMGET', KEYS[last_plain + 4 * topic], unpack(ids))
-  end
-
   for position = first_job, #args, 7 do
     local id, text, step, body = args[position + 1], args[position + 2], args[position + 3], args[position + 6]
-    local topic, due = tonumber(args[position]), tonumber(text)
+    local topic, told = tonumber(args[position]), tonumber(text)
+    local due = told
     local max_wait, grace = tonumber(args[position + 4]), tonumber(args[position + 5])
     if not topic or topic % 1 ~= 0 or topic < 1 or topic > topic_count or id == ''
       or not due or due % 1 ~= 0 or due >= 2 ^ 53
@@ -167,12 +155,21 @@ local function judge()
       due = now + due
     end
     if position >= end_read then
-      read(position, topic)
+      local ids, topic_number = {}, args[position]
+      first_read, end_read = position, position
+      while args[end_read] == topic_number and #ids < PORTION do
+        ids[#ids + 1] = args[end_read + 1]
+        end_read = end_read + 7
+      end
+      bodies = redis.call('HMGET', KEYS[6 * topic], unpack(ids))
+      tickets = has_reserved[topic] and redis.call('HMGET', KEYS[last_plain + 4 * topic], unpack(ids))
     end
-    local base, number = 6 * topic - 5, (position - first_read) / 7 + 1
-    local before = seen[topic][id]
+    local base, number, before = 6 * topic - 5, (position - first_read) / 7 + 1, nil
+    if is_batch then
+      before = seen[topic][id]
+      seen[topic][id] = body
+    end
     local held = before or bodies[number]
-    seen[topic][id] = body
     local kept = held and (on_conflict == 'keep' or (origin == 'retried' and held == body))
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
@@ -195,7 +192,9 @@ local function judge()
       first = first or now
       due = math.min(due, first + max_wait)
     end
-    due = math.max(due, now)
+    if due < now then
+      due = now
+    end
     if due > LATEST - 999 then
       return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due after the year 2255'}
     end
@@ -204,16 +203,13 @@ local function judge()
       holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[6 + 2 * topic]) or nil) or false
     end
     if not kept then
-      local job = #places + 1
-      places[job], dues[job] = position, due
       -- What came as text costs less than a number to hand on.
-      texts[job] = due == tonumber(text) and string.find(text, '^%d+$') and text or due
-      firsts[job], held_ones[job], again[job] = max_wait and first, held and true, before and true
-      reserved_ones[job] = was_reserved and true
+      text = due == told and string.find(text, '^%d+$') and text or due
+      jobs[#jobs + 1] = {position, due, text, max_wait and first, held and true, before and true, was_reserved and true}
       replaces = replaces or held or was_reserved
     end
   end
-  if silence and #places > 0 then -- not before: what is there already is no longer to be refused
+  if silence and #jobs > 0 then -- not before: what is there already is no longer to be refused
     local word = redis.call('GET', KEYS[4])
     local beat = tonumber(word or nil)
     if word and not beat then
@@ -250,8 +246,8 @@ local changed = {} -- topic -> true, where its earliest job may be another now
 local ended = {} -- topic -> true, where a lease has ended
 
 -- What is given to jobs of one topic and not written yet: the scores, with their ids, as ZADD takes them; which these
--- are; the least and the greatest of each thousand; and due -> last score given to a job of that very due.
-local pending, given, lows, highs, marks = {}, {}, {}, {}, {}
+-- are, and in which milliseconds; and due -> last score given to a job of that very due.
+local pending, given, near, marks = {}, {}, {}, {}
 
 local function flush(schedule, ties)
   if #pending > 0 then
@@ -260,7 +256,7 @@ local function flush(schedule, ties)
   for due, last in pairs(marks) do
     redis.call('ZADD', ties, last, string.format('%.0f', due))
   end
-  pending, given, lows, highs, marks = {}, {}, {}, {}, {}
+  pending, given, near, marks = {}, {}, {}, {}
 end
 
 -- As slot, which sees only what is written: that is done before, if anything of it may matter.
@@ -268,10 +264,11 @@ local function next_slot(topic, due, text)
   local schedule, ties, last, score = KEYS[6 * topic - 1], KEYS[6 * topic + 1], marks[due], nil
   if last then
     score = math.min(last + 1, due + 999)
+  elseif not has_ties[topic] and not given[due] and redis.call('ZCOUNT', schedule, text, text) == 0 then
+    return due -- what slot would say, which hands numbers on; as text they go twice as fast
   else
-    local thousand = math.floor(due / 1000)
-    local is_near = (highs[thousand] or 0) >= due or (lows[thousand + 1] or math.huge) <= due + 999
-    if given[due] or (is_near and has_ties[topic]) then
+    local millisecond = math.floor(due / 1000)
+    if not has_ties[topic] or near[millisecond] or near[millisecond + 1] then
       flush(schedule, ties)
     end
     score = slot(schedule, ties, due, text)
@@ -282,23 +279,30 @@ local function next_slot(topic, due, text)
   return score
 end
 
--- Write the jobs from the one number to the other, which are of one topic, and of which no id is there twice.
-local function write(first, last)
-  local topic = tonumber(args[places[first]])
-  local base, more, fields, ids = 6 * topic - 5, last_plain + 1 + 4 * (topic - 1), {}, {}
-  for job = first, last do
-    local place, position = places[job], 2 * (job - first)
-    ids[job - first + 1] = args[place + 1]
-    fields[position + 1], fields[position + 2] = args[place + 1], args[place + 6]
-  end
+local last = 0
+while last < #jobs do
+  -- The next portion: of one topic, and no id twice.
+  local first, number, fields, ids = last + 1, args[jobs[last + 1][1]], {}, {}
+  repeat
+    last = last + 1
+    local position = jobs[last][1]
+    ids[#ids + 1] = args[position + 1]
+    fields[#fields + 1], fields[#fields + 2] = args[position + 1], args[position + 6]
+    local following = jobs[last + 1]
+  until not following or #ids == PORTION or args[following[1]] ~= number or following[6]
+
+  local topic = tonumber(number)
+  local base, more = 6 * topic - 5, last_plain + 1 + 4 * (topic - 1)
   -- This comes first: a full Redis refuses it, while nothing is written yet.
   redis.call('HSET', KEYS[base + 5], unpack(fields))
   if has_attempts[topic] then
     redis.call('HDEL', KEYS[more + 1], unpack(ids))
   end
-  for job = first, last do
-    local place, due, text, id = places[job], dues[job], texts[job], ids[job - first + 1]
-    if held_ones[job] then -- it may itself be where it, or another, shall be
+  for place = first, last do
+    local job, id = jobs[place], ids[place - first + 1]
+    local position, due, text = job[1], job[2], job[3]
+    local step, grace = args[position + 3], args[position + 5]
+    if job[5] then -- it may itself be where it, or another, shall be
       flush(KEYS[base + 4], KEYS[base + 6])
       redis.call('ZREM', KEYS[base + 4], id)
       redis.call('HDEL', KEYS[base + 7], id)
@@ -306,7 +310,7 @@ local function write(first, last)
       redis.call('HDEL', KEYS[base + 9], id)
       heads[topic], changed[topic] = head(KEYS[base + 4]), true
     end
-    if reserved_ones[job] then
+    if job[7] then
       redis.call('ZREM', KEYS[more + 2], id)
       redis.call('HDEL', KEYS[more + 3], id)
       redis.call('HDEL', KEYS[more + 4], id)
@@ -319,31 +323,21 @@ local function write(first, last)
     if not heads[topic] or score < heads[topic] or not index_head then
       heads[topic], changed[topic] = math.min(heads[topic] or score, score), true
     end
-    local count, thousand = #pending, math.floor(score / 1000)
-    pending[count + 1], pending[count + 2], given[score] = score == due and text or score, id, true
-    lows[thousand] = math.min(lows[thousand] or score, score)
-    highs[thousand] = math.max(highs[thousand] or score, score)
-    if args[place + 3] ~= '0' then
-      redis.call('HSET', KEYS[base + 7], id, args[place + 3])
+    pending[#pending + 1], pending[#pending + 2], given[score] = score == due and text or score, id, true
+    if has_ties[topic] then
+      near[math.floor(score / 1000)] = true
     end
-    if firsts[job] then
-      redis.call('HSET', KEYS[base + 8], id, firsts[job])
+    if step ~= '0' then
+      redis.call('HSET', KEYS[base + 7], id, step)
     end
-    if args[place + 5] ~= '' then
-      redis.call('HSET', KEYS[base + 9], id, tonumber(args[place + 5]))
+    if job[4] then
+      redis.call('HSET', KEYS[base + 8], id, job[4])
+    end
+    if grace ~= '' then
+      redis.call('HSET', KEYS[base + 9], id, tonumber(grace))
     end
   end
   flush(KEYS[base + 4], KEYS[base + 6])
-end
-
-local first = 1
-while first <= #places do
-  local last, topic = first, args[places[first]]
-  while last < #places and last - first + 1 < PORTION and args[places[last + 1]] == topic and not again[last + 1] do
-    last = last + 1
-  end
-  write(first, last)
-  first = last + 1
 end
 
 local earliest
@@ -363,7 +357,7 @@ for topic in pairs(ended) do
     redis.call('ZREM', KEYS[last_plain + 1], ARGV[6 + 2 * topic])
   end
 end
-if #places > 0 then
+if #jobs > 0 then
   for topic = 1, topic_count do
     if deliveries[topic] ~= ARGV[7 + 2 * topic] then
       redis.call('HSET', KEYS[2], ARGV[6 + 2 * topic], ARGV[7 + 2 * topic])
@@ -375,4 +369,4 @@ end
 if earliest and channel ~= '' and (not index_head or earliest < index_head) then
   redis.pcall('PUBLISH', channel, string.format('%.0f', earliest))
 end
-return {'OK', #places, silent}
+return {'OK', #jobs, silent}
