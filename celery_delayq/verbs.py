@@ -150,7 +150,8 @@ class Verbs:
             silence_us: no dispatcher lives if none has given a sign of life for longer; None: one does.
             refuses: to put nothing then.
         """
-        topics = {topic: b"%d" % number for number, topic in enumerate(dict.fromkeys(job.topic for job in jobs), start=1)}
+        names = dict.fromkeys(job.topic for job in jobs)
+        topics = {topic: b"%d" % number for number, topic in enumerate(names, start=1)}
         ways = tuple((topic, deliveries[topic]) for topic in topics)
         args: list[Value] = []
         for job in jobs:
