@@ -59,9 +59,6 @@
 
 local LATEST = 9007199254740991 -- 2^53 - 1: the last microsecond that a score holds exactly; in the year 2255
 
--- Jobs that one command reads or writes.
-local PORTION = 100
-
 local channel, now, on_conflict, origin = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local silence, unattended, topic_count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local last_plain = 4 + 6 * (topic_count or 0) -- behind it come the keys of leases
@@ -106,12 +103,8 @@ end
 
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
-local heads, holds, deliveries, index_head = {}, {}, {}, nil
-local has_ties, has_attempts, has_reserved, silent, replaces = {}, {}, {}, 0, false
-
--- The jobs to be written: of each where it stands in ARGV, its due, also as text, the time of its first put, and
--- whether its id waits, stands in this batch before, or is reserved.
-local jobs, args = {}, ARGV -- a local is found faster
+local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil
+local has_attempts, has_reserved, silent, replaces = {}, {}, 0, false
 
 local function judge()
   if not now then
@@ -119,13 +112,11 @@ local function judge()
     now = time[1] * 1000000 + time[2]
   end
   index_head = head(KEYS[1])
-  local seen = {} -- topic -> id -> body, of a batch
   for topic = 1, topic_count do
     local base = 6 * topic - 5
     heads[topic] = head(KEYS[base + 4])
     deliveries[topic] = redis.call('HGET', KEYS[2], ARGV[6 + 2 * topic])
-    has_ties[topic] = redis.call('ZCARD', KEYS[base + 6]) > 0
-    seen[topic] = is_batch and {}
+    redis.call('ZCARD', KEYS[base + 6])
     if has_leases then
       local more = last_plain + 1 + 4 * (topic - 1)
       redis.call('ZCARD', KEYS[last_plain + 1])
@@ -135,13 +126,10 @@ local function judge()
       has_reserved[topic] = redis.call('HLEN', KEYS[more + 3]) > 0
     end
   end
-
-  -- What Redis has of jobs that follow one another in one topic, from which position to before which.
-  local first_read, end_read, bodies, tickets = 0, 0, nil, nil
+  local args = ARGV -- a local is found faster
   for position = first_job, #args, 7 do
     local id, text, step, body = args[position + 1], args[position + 2], args[position + 3], args[position + 6]
-    local topic, told = tonumber(args[position]), tonumber(text)
-    local due = told
+    local topic, due = tonumber(args[position]), tonumber(text)
     local max_wait, grace = tonumber(args[position + 4]), tonumber(args[position + 5])
     if not topic or topic % 1 ~= 0 or topic < 1 or topic > topic_count or id == ''
       or not due or due % 1 ~= 0 or due >= 2 ^ 53
@@ -154,29 +142,21 @@ local function judge()
     if string.byte(text) == 43 then -- '+': from now
       due = now + due
     end
-    if position >= end_read then
-      local ids, topic_number = {}, args[position]
-      first_read, end_read = position, position
-      while args[end_read] == topic_number and #ids < PORTION do
-        ids[#ids + 1] = args[end_read + 1]
-        end_read = end_read + 7
-      end
-      bodies = redis.call('HMGET', KEYS[6 * topic], unpack(ids))
-      tickets = has_reserved[topic] and redis.call('HMGET', KEYS[last_plain + 4 * topic], unpack(ids))
-    end
-    local base, number, before = 6 * topic - 5, (position - first_read) / 7 + 1, nil
+    local base = 6 * topic - 5
+    local held = redis.call('HGET', KEYS[base + 5], id)
     if is_batch then
-      before = seen[topic][id]
-      seen[topic][id] = body
+      local key = topic .. ':' .. id
+      held = seen[key] or held
+      seen[key] = body
     end
-    local held = before or bodies[number]
     local kept = held and (on_conflict == 'keep' or (origin == 'retried' and held == body))
     if held and not kept and on_conflict == 'error' then
       return {'EXISTS', id}
     end
-    local was_reserved = tickets and tickets[number]
+    local more = last_plain + 1 + 4 * (topic - 1)
+    local was_reserved = has_reserved[topic] and redis.call('HEXISTS', KEYS[more + 3], id) == 1
     if was_reserved and not held and origin == 'retried' then
-      kept = redis.call('HGET', KEYS[last_plain + 4 * topic + 1], id) == body
+      kept = redis.call('HGET', KEYS[more + 4], id) == body
     end
     if held or step ~= '0' then
       redis.call('HEXISTS', KEYS[base + 7], id)
@@ -192,9 +172,7 @@ local function judge()
       first = first or now
       due = math.min(due, first + max_wait)
     end
-    if due < now then
-      due = now
-    end
+    due = math.max(due, now)
     if due > LATEST - 999 then
       return {err = 'BADARG job ' .. (position - first_job) / 7 + 1 .. ': due after the year 2255'}
     end
@@ -203,9 +181,8 @@ local function judge()
       holds[topic] = tonumber(redis.call('ZSCORE', KEYS[3], ARGV[6 + 2 * topic]) or nil) or false
     end
     if not kept then
-      -- What came as text costs less than a number to hand on.
-      text = due == told and string.find(text, '^%d+$') and text or due
-      jobs[#jobs + 1] = {position, due, text, max_wait and first, held and true, before and true, was_reserved and true}
+      text = due == tonumber(text) and string.find(text, '^%d+$') and text or due
+      jobs[#jobs + 1] = {topic, id, due, text, step, max_wait and first, grace, body, held, was_reserved}
       replaces = replaces or held or was_reserved
     end
   end
@@ -242,107 +219,54 @@ elseif not judged then
   return redis.error_reply(type(verdict) == 'table' and verdict.err or verdict)
 end
 
-local changed = {} -- topic -> true, where its earliest job may be another now
+-- HSET comes first: a full Redis refuses it, while nothing is written yet.
+local changed = {} -- topic -> due of its earliest job now, where that may have changed
 local ended = {} -- topic -> true, where a lease has ended
-
--- What is given to jobs of one topic and not written yet: the scores, with their ids, as ZADD takes them; which these
--- are, and in which milliseconds; and due -> last score given to a job of that very due.
-local pending, given, near, marks = {}, {}, {}, {}
-
-local function flush(schedule, ties)
-  if #pending > 0 then
-    redis.call('ZADD', schedule, unpack(pending))
+for _, job in ipairs(jobs) do
+  local topic, id, due, text, step, first, grace, body, held, was_reserved = unpack(job, 1, 10)
+  local base = 6 * topic - 5
+  redis.call('HSET', KEYS[base + 5], id, body)
+  if held then
+    redis.call('ZREM', KEYS[base + 4], id)
+    redis.call('HDEL', KEYS[base + 7], id)
+    redis.call('HDEL', KEYS[base + 8], id)
+    redis.call('HDEL', KEYS[base + 9], id)
   end
-  for due, last in pairs(marks) do
-    redis.call('ZADD', ties, last, string.format('%.0f', due))
-  end
-  pending, given, near, marks = {}, {}, {}, {}
-end
-
--- As slot, which sees only what is written: that is done before, if anything of it may matter.
-local function next_slot(topic, due, text)
-  local schedule, ties, last, score = KEYS[6 * topic - 1], KEYS[6 * topic + 1], marks[due], nil
-  if last then
-    score = math.min(last + 1, due + 999)
-  elseif not has_ties[topic] and not given[due] and redis.call('ZCOUNT', schedule, text, text) == 0 then
-    return due -- what slot would say, which hands numbers on; as text they go twice as fast
-  else
-    local millisecond = math.floor(due / 1000)
-    if not has_ties[topic] or near[millisecond] or near[millisecond + 1] then
-      flush(schedule, ties)
-    end
-    score = slot(schedule, ties, due, text)
-  end
-  if score ~= due then
-    has_ties[topic], marks[due] = true, score
-  end
-  return score
-end
-
-local last = 0
-while last < #jobs do
-  -- The next portion: of one topic, and no id twice.
-  local first, number, fields, ids = last + 1, args[jobs[last + 1][1]], {}, {}
-  repeat
-    last = last + 1
-    local position = jobs[last][1]
-    ids[#ids + 1] = args[position + 1]
-    fields[#fields + 1], fields[#fields + 2] = args[position + 1], args[position + 6]
-    local following = jobs[last + 1]
-  until not following or #ids == PORTION or args[following[1]] ~= number or following[6]
-
-  local topic = tonumber(number)
-  local base, more = 6 * topic - 5, last_plain + 1 + 4 * (topic - 1)
-  -- This comes first: a full Redis refuses it, while nothing is written yet.
-  redis.call('HSET', KEYS[base + 5], unpack(fields))
+  local more = last_plain + 1 + 4 * (topic - 1)
   if has_attempts[topic] then
-    redis.call('HDEL', KEYS[more + 1], unpack(ids))
+    redis.call('HDEL', KEYS[more + 1], id)
   end
-  for place = first, last do
-    local job, id = jobs[place], ids[place - first + 1]
-    local position, due, text = job[1], job[2], job[3]
-    local step, grace = args[position + 3], args[position + 5]
-    if job[5] then -- it may itself be where it, or another, shall be
-      flush(KEYS[base + 4], KEYS[base + 6])
-      redis.call('ZREM', KEYS[base + 4], id)
-      redis.call('HDEL', KEYS[base + 7], id)
-      redis.call('HDEL', KEYS[base + 8], id)
-      redis.call('HDEL', KEYS[base + 9], id)
-      heads[topic], changed[topic] = head(KEYS[base + 4]), true
-    end
-    if job[7] then
-      redis.call('ZREM', KEYS[more + 2], id)
-      redis.call('HDEL', KEYS[more + 3], id)
-      redis.call('HDEL', KEYS[more + 4], id)
-      ended[topic] = true
-    end
-    local score = due
-    if heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
-      score = next_slot(topic, due, text)
-    end
-    if not heads[topic] or score < heads[topic] or not index_head then
-      heads[topic], changed[topic] = math.min(heads[topic] or score, score), true
-    end
-    pending[#pending + 1], pending[#pending + 2], given[score] = score == due and text or score, id, true
-    if has_ties[topic] then
-      near[math.floor(score / 1000)] = true
-    end
-    if step ~= '0' then
-      redis.call('HSET', KEYS[base + 7], id, step)
-    end
-    if job[4] then
-      redis.call('HSET', KEYS[base + 8], id, job[4])
-    end
-    if grace ~= '' then
-      redis.call('HSET', KEYS[base + 9], id, tonumber(grace))
-    end
+  if was_reserved then
+    redis.call('ZREM', KEYS[more + 2], id)
+    redis.call('HDEL', KEYS[more + 3], id)
+    redis.call('HDEL', KEYS[more + 4], id)
+    ended[topic] = true
   end
-  flush(KEYS[base + 4], KEYS[base + 6])
+  local score = due
+  if heads[topic] and due + 999 >= heads[topic] then -- else nobody can have that place
+    score = slot(KEYS[base + 4], KEYS[base + 6], due, text)
+  end
+  redis.call('ZADD', KEYS[base + 4], score == due and text or score, id)
+  if step ~= '0' then
+    redis.call('HSET', KEYS[base + 7], id, step)
+  end
+  if first then
+    redis.call('HSET', KEYS[base + 8], id, first)
+  end
+  if grace then
+    redis.call('HSET', KEYS[base + 9], id, grace)
+  end
+  if held then
+    heads[topic] = head(KEYS[base + 4])
+    changed[topic] = heads[topic]
+  elseif not heads[topic] or score < heads[topic] or not index_head then
+    heads[topic] = math.min(heads[topic] or score, score)
+    changed[topic] = heads[topic]
+  end
 end
 
 local earliest
-for topic in pairs(changed) do
-  local due = heads[topic]
+for topic, due in pairs(changed) do
   local place = math.max(due, holds[topic] or due)
   if place < math.huge then
     redis.call('ZADD', KEYS[1], place, ARGV[6 + 2 * topic])
