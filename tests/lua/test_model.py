@@ -251,18 +251,29 @@ class Model:
         return Adopted.OK
 
     def delete(
-        self, name: str, ids: Sequence[str], bodies: Sequence[bytes] | None, lease: int | None, now: int
+        self,
+        name: str,
+        ids: Sequence[str],
+        bodies: Sequence[bytes] | None,
+        lease: int | None,
+        now: int,
+        *,
+        reserved: bool,
     ) -> list[bool]:
-        gone = []
+        topic, gone = self.topics[name], []
         for number, id in enumerate(ids):
-            job = self.topics[name].jobs.get(id)
-            if job is None or (bodies is not None and job.body != bodies[number]):
-                gone.append(False)
-                continue
-            gone.append(True)
-            del self.topics[name].jobs[id]
-            if lease is not None:
-                self._lay_aside(f"revoked:{id}", job.body, now + lease)
+            meant = topic.jobs.get(id)
+            if meant is not None and (bodies is None or meant.body == bodies[number]):
+                del topic.jobs[id]
+            else:
+                held = topic.leases.get(id) if reserved else None
+                meant = held.job if held and (bodies is None or held.job.body == bodies[number]) else None
+                if meant is not None:
+                    del topic.leases[id]
+                    self._end_way(topic)
+            gone.append(meant is not None)
+            if meant is not None and lease is not None:
+                self._lay_aside(f"revoked:{id}", meant.body, now + lease)
         self._count("cancelled", name, sum(gone))
         self._tidy(name)
         return gone
@@ -634,14 +645,19 @@ class Scripts(RuleBasedStateMachine):
         picks=st.lists(PICKS, min_size=1, max_size=3),
         lease=st.sampled_from([None, 0, 30_000]),
         body=st.none() | BODIES,
+        reserved=st.booleans(),
     )
-    def delete(self, name: str, picks: list[int], lease: int | None, body: bytes | None) -> None:
-        self._delete(name, [self._pick(name, pick) for pick in picks], lease, body)
+    def delete(self, name: str, picks: list[int], lease: int | None, body: bytes | None, reserved: bool) -> None:
+        self._delete(name, [self._pick(name, pick) for pick in picks], lease, body, reserved=reserved)
 
-    def _delete(self, name: str, ids: list[str], lease: int | None, body: bytes | None) -> None:
+    def _delete(
+        self, name: str, ids: list[str], lease: int | None, body: bytes | None, *, reserved: bool = False
+    ) -> list[bool]:
         bodies = None if body is None else [body] * len(ids)
-        gone = self.model.delete(name, ids, bodies, lease, self.now)
-        assert gone == self.store.delete(name, ids, bodies=bodies, lease_us=lease, now_us=self.now)
+        gone = self.model.delete(name, ids, bodies, lease, self.now, reserved=reserved)
+        options = {"bodies": bodies, "lease_us": lease, "reserved": reserved, "now_us": self.now}
+        assert gone == self.store.delete(name, ids, **options)
+        return gone
 
     @rule(name=TOPICS, moves=st.lists(MOVES, min_size=1, max_size=3))
     def move(self, name: str, moves: list[dict]) -> None:
@@ -804,7 +820,7 @@ class Scripts(RuleBasedStateMachine):
 
 #: What a walk through leases does, the verbs that lead on more often; and times (us) that matter to them.
 VERBS = ["reserve"] * 12 + ["release"] * 8 + ["put", "requeue", "ack", "wait", "revive"] * 4
-VERBS += ["extend", "discard", "pull", "restore", "put again", "delete", "move", "dispatch"]
+VERBS += ["extend", "discard", "pull", "restore", "put again", "delete", "delete", "move", "dispatch", "version"]
 VERBS += ["ack with a wrong token", "pause", "resume", "resume", "purge"]
 TIMES = [0, 0, 1, 700, 60_000]
 
@@ -865,7 +881,11 @@ class Leases(Scripts):
             origin = {"put": Origin.NEW, "restore": Origin.RESTORED, "put again": Origin.RETRIED}[verb]
             self.put([self._any_put(dice, name, id) for id in ids], OnConflict.REPLACE, origin, other=False)
         elif verb == "delete":
-            self._delete(name, ids[:2], None, None)
+            there = [id for id in ids if id in model.topics[name].leases]
+            gone = self._delete(name, ids, dice.choice([None, None, 5]), dice.choice([None, b"one"]), reserved=True)
+            self.met["deleted while reserved"] += sum(was for id, was in zip(ids, gone, strict=True) if id in there)
+        elif verb == "version":
+            self.version(dice.random() < 0.5)
         elif verb == "move":
             moves = [Move(id, in_us=by) for id in ids]
             assert model.move(name, moves, now) == store.move(name, moves, now_us=now)
@@ -925,3 +945,4 @@ def test_redis_is_as_the_model_says_where_jobs_are_reserved(store: Store) -> Non
     assert machine.met["reserved again"] > 40
     assert machine.met["reserved early"] > 20
     assert machine.met["revived"] > 10
+    assert machine.met["deleted while reserved"] > 10
