@@ -7,6 +7,7 @@ never heard of.
 from __future__ import annotations
 
 import json
+import operator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,10 +43,15 @@ class Delivery:
 
     @classmethod
     @lru_cache(maxsize=256)
-    def loads(cls, text: str | bytes) -> Delivery:
-        """Read what :meth:`dumps` wrote."""
-        steps, lists, expires_ms = json.loads(text)
-        return cls(tuple(steps), tuple(lists), expires_ms)
+    def loads(cls, text: str | bytes) -> Delivery | None:
+        """Read what :meth:`dumps` wrote; None if it is nothing of the kind: any client can put it beside its jobs."""
+        try:
+            steps, lists, expires_ms = json.loads(text)
+            delivery = cls(tuple(map(operator.index, steps)), tuple(lists), expires_ms)
+        except (ValueError, TypeError):
+            return None
+        known = expires_ms is None or type(expires_ms) is int
+        return delivery if known and len(steps) == len(lists) and all(type(key) is str for key in lists) else None
 
     @classmethod
     def relayed(cls) -> Delivery:

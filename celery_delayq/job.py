@@ -223,6 +223,11 @@ class Dead(NamedTuple):
         return Place(self.died_us, self.id)
 
 
+def topic_named(name: bytes) -> str:
+    """A topic, of its name in Redis. One that is no UTF-8, which other clients can make, is one like any other."""
+    return name.decode(errors="surrogateescape")
+
+
 @dataclass(frozen=True)
 class Upcoming:
     """The topic that is due next: when (us), which, and where its jobs go (None if that is not known)."""
@@ -234,7 +239,7 @@ class Upcoming:
     @classmethod
     def read(cls, due_us: int, topic: bytes, delivery: bytes) -> Upcoming | None:
         """From a script's reply; None if nothing waits."""
-        return None if due_us < 0 else cls(due_us, topic.decode(), Delivery.loads(delivery) if delivery else None)
+        return None if due_us < 0 else cls(due_us, topic_named(topic), Delivery.loads(delivery))
 
 
 @dataclass(frozen=True)

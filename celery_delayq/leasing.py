@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from .job import DeadPage, Place, Reservation, Reserved, Waiting
+from .job import DeadPage, Place, Reservation, Reserved, Waiting, topic_named
 from .keys import Keys
 from .verbs import Lease, Verbs, read_terms
 
@@ -156,7 +156,7 @@ class Leasing:
 
     def leased(self) -> set[str]:
         """The topics with reserved or dead jobs."""
-        return {topic.decode() for topic in self._redis.hkeys(self.keys.ways)}  # topics, never jobs
+        return {topic_named(topic) for topic in self._redis.hkeys(self.keys.ways)}  # topics, never jobs
 
     def _find_leased(self, name: bytes) -> list[Waiting]:
         """The reserved jobs of that id, then the dead ones."""

@@ -257,8 +257,8 @@ class Begun(Generic[T]):
 
 
 def pack(words: Iterable[Value]) -> bytes:
-    """Words as Redis's protocol writes them."""
-    encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    """Words as Redis's protocol writes them; those that it could not read as text once are the same bytes again."""
+    encoded = [word if isinstance(word, bytes) else str(word).encode(errors="surrogateescape") for word in words]
     return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in encoded])
 
 

@@ -32,6 +32,7 @@ from .job import (
     Tell,
     Upcoming,
     Waiting,
+    topic_named,
 )
 from .keys import Keys
 from .leasing import Leasing
@@ -413,7 +414,7 @@ class Store(Leasing):
             bool(aside),
             Upcoming.read(next_us, topic, delivery),
             tuple(one for one in found if one),
-            tuple(name.decode() for name in expired),
+            tuple(map(topic_named, expired)),
         )
 
     def tell_fleet(self, message: bytes) -> None:
@@ -488,15 +489,16 @@ class Store(Leasing):
     def topics(self) -> dict[str, Delivery]:
         """The topics in which a job waits, and where their jobs go."""
         found = self._redis.hscan_iter(self.keys.topics, count=1000)
-        return {topic.decode(): Delivery.loads(delivery) for topic, delivery in found}
+        names = ((topic_named(topic), Delivery.loads(delivery)) for topic, delivery in found)
+        return {topic: delivery or Delivery.plain(self.keys.ready(topic)) for topic, delivery in names}
 
     def paused(self) -> set[str]:
         """The topics that are paused."""
-        return {topic.decode() for topic in self._redis.zrangebyscore(self.keys.holds, "+inf", "+inf")}
+        return {topic_named(topic) for topic in self._redis.zrangebyscore(self.keys.holds, "+inf", "+inf")}
 
     def counted(self) -> set[str]:
         """The topics of which anything was ever counted."""
-        return {name.decode().partition(":")[2] for name, _ in self._redis.hscan_iter(self.keys.totals, count=1000)}
+        return {topic_named(name).partition(":")[2] for name, _ in self._redis.hscan_iter(self.keys.totals, count=1000)}
 
     def find(self, id: str | bytes) -> list[Waiting]:
         """The jobs of that id, at most one that waits or is reserved in each topic; the one that is due first comes
@@ -641,7 +643,7 @@ class Store(Leasing):
     def expiries(self) -> dict[str, int]:
         """When the first lease of each topic runs out (us), of topics with reserved jobs."""
         found = self._redis.zrange(self.keys.expiries, 0, -1, withscores=True)
-        return {topic.decode(): int(at) for topic, at in found}
+        return {topic_named(topic): int(at) for topic, at in found}
 
     def sizes(self, topics: Iterable[str]) -> dict[str, tuple[int, int]]:
         """How many ids and how many bodies each topic has, at one moment. They are as many as each other."""

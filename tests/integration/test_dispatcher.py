@@ -19,6 +19,7 @@ from celery_delayq.dispatcher import Dispatcher
 from celery_delayq.embedded import RedisServer
 from celery_delayq.job import Put
 from celery_delayq.keys import Keys
+from celery_delayq.scripts import Prepared, script
 from celery_delayq.store import Store
 
 QUEUE = Delivery.plain("q")
@@ -49,7 +50,7 @@ def put(store: Store, *ids: str, topic: str = "q", in_us: int = 0) -> None:
     store.put(jobs, {topic: Delivery.plain(topic)})
 
 
-def arrived(store: Store, count: int, topic: str = "q", seconds: float = 20) -> list[bytes]:
+def arrived(store: Store, count: int, topic: str | bytes = "q", seconds: float = 20) -> list[bytes]:
     """Wait until *count* jobs are ready; what consumers would get, in their order."""
     deadline = time.monotonic() + seconds
     while store.client.llen(topic) < count:
@@ -66,6 +67,33 @@ def test_due_jobs_are_moved(store: Store, start: Callable[..., Dispatcher]) -> N
     put(store, "now")
 
     assert arrived(store, 3) == [b"before", b"now", b"later"]
+
+
+@pytest.mark.parametrize(
+    ("name", "delivery"),
+    [
+        *[("r", text) for text in ("", "garbage", "null", "[]", "[[0],[],null]", "[[0],[7],null]", "\xff")],
+        *[("r", text) for text in ('[["x"],["r"],null]', '[[0],["r"],"soon"]', '{"a":1}')],
+        (b"\xff\x00\xfe", '[[0],["r"],null]'),
+        (b"\xff\x00\xfe", "garbage"),
+    ],
+)
+def test_what_another_client_has_put_oddly_holds_up_nobody(
+    store: Store, start: Callable[..., Dispatcher], name: str | bytes, delivery: str
+) -> None:
+    """A delivery that is none, a topic that is no text: its jobs leave, to the list of its name, and all others do."""
+    topic = name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
+    keys = store.keys
+    names = [keys.index, keys.topics, keys.holds, keys.beat, *keys.of_topic(topic)]
+    words = ("", "", "error", "new", "", "store", 1, topic, delivery, 1, "odd", "+0", 0, "", "", "body")
+    Prepared(script("put"), names, words)(store.client, ())
+    assert store.topics()[topic].lists
+    start()
+    put(store, "even")
+
+    assert arrived(store, 1) == [b"even"]
+    ready = "r" if delivery.endswith('["r"],null]') else name
+    assert arrived(store, 1, topic=ready) == [b"body"]
 
 
 def test_a_put_wakes_a_sleeping_dispatcher(store: Store, start: Callable[..., Dispatcher]) -> None:
