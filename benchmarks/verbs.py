@@ -37,23 +37,28 @@ BLOCK, SINGLES = 1000, 200
 
 TAKE = """
 local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
+if #ids == 0 then
+  return {ids, ids}
+end
 local bodies = redis.call('HMGET', KEYS[2], unpack(ids))
 redis.call('HDEL', KEYS[2], unpack(ids))
 redis.call('ZREM', KEYS[1], unpack(ids))
 """
 
-BARE_PULL = f"{TAKE}return {{ids, bodies}}"
+BARE_PULL = TAKE + "return {ids, bodies}"
 
-BARE_RESERVE = f"""{TAKE}
-local leases, fields = {{}}, {{}}
+LEASE = """
+local leases, fields = {}, {}
 for number, id in ipairs(ids) do
   leases[2 * number - 1], leases[2 * number] = ARGV[3], id
   fields[2 * number - 1], fields[2 * number] = id, bodies[number]
 end
 redis.call('HSET', KEYS[4], unpack(fields))
 redis.call('ZADD', KEYS[3], unpack(leases))
-return {{ids, bodies}}
+return {ids, bodies}
 """
+
+BARE_RESERVE = TAKE + LEASE
 
 BARE_ACK = """
 redis.call('HDEL', KEYS[2], unpack(ARGV))
