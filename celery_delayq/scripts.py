@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from .errors import DelayQError
 
@@ -80,6 +80,8 @@ class Script:
             ) from error
         if refusal.startswith("BADARG"):
             raise DelayQError(f"{self.name}: {refusal.removeprefix('BADARG ')}") from error
+        if "-OOM " in refusal:  # Redis 6.2 tells it so if a script meets it; Redis 7 as of any command
+            raise OutOfMemoryError(refusal[refusal.index("-OOM ") + 5 :]) from error
 
 
 class Packed(NamedTuple):

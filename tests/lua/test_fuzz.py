@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
 from celery_delayq.scripts import Value
 from celery_delayq.store import Store
