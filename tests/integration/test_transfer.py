@@ -52,7 +52,9 @@ def put(inside: Inside, *jobs: Put, origin: Origin = Origin.NEW) -> None:
 
 def held(inside: Inside) -> dict[bytes, object]:
     """All that Redis holds of what waits."""
-    return contents_of(inside.store, "delayq:*", totals=False)
+    found = contents_of(inside.store, "delayq:*", totals=False)
+    found.pop(inside.keys.version.encode(), None)
+    return found
 
 
 def test_what_was_exported_comes_back_as_it_was(app: Celery, inside: Inside) -> None:
