@@ -129,7 +129,7 @@ def test_kills_of_workers_and_dispatchers_lose_and_double_nothing() -> None:
         assert handed_over(client, QUEUE) == dict.fromkeys(task_ids, 1)
         assert watch.early == []
         assert due_times(client) == sorted(due_times(client))
-        assert sorted(client.keys("delayq:*")) == [b"delayq:{0}:beat", b"delayq:{0}:totals"]
+        assert sorted(client.keys("delayq:*")) == [b"delayq:{0}:beat", b"delayq:{0}:totals", b"delayq:{0}:version"]
         assert int(client.hget("delayq:{0}:totals", f"moved:{QUEUE}") or 0) == len(task_ids)
 
 

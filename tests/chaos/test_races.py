@@ -38,8 +38,8 @@ def totals(store: Store) -> Counter[str]:
 
 
 def left(store: Store) -> set[bytes]:
-    """What there still is of ours, beside the totals."""
-    return {*store.client.scan_iter("delayq:*")} - {store.keys.totals.encode()}
+    """What there still is of ours, beside the totals and the version."""
+    return {*store.client.scan_iter("delayq:*")} - {store.keys.totals.encode(), store.keys.version.encode()}
 
 
 def test_a_task_is_handed_over_or_cancelled(project: Project, store: Store) -> None:
