@@ -33,7 +33,7 @@ TOPIC = "consumers"
 CONSUMERS = 4
 
 #: Jobs that a consumer takes at once, and that a worker holds beyond those that its threads work on.
-LIMIT = 250
+LIMIT = 1000
 
 
 #: What the filling takes of each job at most (s), and what comes before it is due besides.
@@ -58,7 +58,7 @@ def _working(url: str, ready: Event, done: Event, _: int) -> None:
     def run(job: Job) -> None:
         """It is the way here that is measured."""
 
-    with DelayQueue(url, TOPIC) as queue, Worker(queue, run, threads=CONSUMERS, prefetch=CONSUMERS * LIMIT):
+    with DelayQueue(url, TOPIC) as queue, Worker(queue, run, threads=CONSUMERS, prefetch=LIMIT):
         ready.set()
         done.wait()
 
@@ -122,7 +122,7 @@ def run(conditions: Conditions) -> list[Row]:
     count, rounds = (50_000, 1) if conditions.quick else (100_000, 3)
     ways: list[tuple[str, Consumers]] = [
         (f"{CONSUMERS} threads, reserve(limit={LIMIT}) and ack", _reserving),
-        (f"Worker(threads={CONSUMERS}, prefetch={CONSUMERS * LIMIT})", _working),
+        (f"Worker(threads={CONSUMERS}, prefetch={LIMIT})", _working),
     ]
     whens = [("at one instant", 0), ("within a second", SECOND_US)]
     rows = []
