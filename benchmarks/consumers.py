@@ -33,7 +33,7 @@ TOPIC = "consumers"
 CONSUMERS = 4
 
 #: Jobs that a consumer takes at once, and that a worker holds beyond those that its threads work on.
-LIMIT = 1000
+LIMIT, PREFETCH = 1000, 4000
 
 
 #: The jobs are due so long (s) after the first was put, and longer if they were not put by then: for each, and for all.
@@ -58,7 +58,7 @@ def _working(url: str, ready: Event, done: Event, _: int) -> None:
     def run(job: Job) -> None:
         """It is the way here that is measured."""
 
-    with DelayQueue(url, TOPIC) as queue, Worker(queue, run, threads=CONSUMERS, prefetch=LIMIT):
+    with DelayQueue(url, TOPIC) as queue, Worker(queue, run, threads=CONSUMERS, prefetch=PREFETCH):
         ready.set()
         done.wait()
 
@@ -124,7 +124,7 @@ def run(conditions: Conditions) -> list[Row]:
     count, rounds = (50_000, 1) if conditions.quick else (100_000, 3)
     ways: list[tuple[str, Consumers]] = [
         (f"{CONSUMERS} threads, reserve(limit={LIMIT}) and ack", _reserving),
-        (f"Worker(threads={CONSUMERS}, prefetch={LIMIT})", _working),
+        (f"Worker(threads={CONSUMERS}, prefetch={PREFETCH})", _working),
     ]
     whens = [("at one instant", 0), ("within a second", SECOND_US)]
     rows = []
