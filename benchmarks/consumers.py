@@ -33,10 +33,10 @@ TOPIC = "consumers"
 CONSUMERS = 4
 
 #: Jobs that a consumer takes at once, and that a worker holds beyond those that its threads work on.
-LIMIT = 250
+LIMIT, PREFETCH = 1000, 4000
 
 
-#: What the filling takes of each job at most (s), and what comes before it is due besides.
+#: The jobs are due so long (s) after the first was put, and longer if they were not put by then: for each, and for all.
 FILLING, LEAD = 50e-6, 2.0
 
 
@@ -58,7 +58,7 @@ def _working(url: str, ready: Event, done: Event, _: int) -> None:
     def run(job: Job) -> None:
         """It is the way here that is measured."""
 
-    with DelayQueue(url, TOPIC) as queue, Worker(queue, run, threads=CONSUMERS, prefetch=CONSUMERS * LIMIT):
+    with DelayQueue(url, TOPIC) as queue, Worker(queue, run, threads=CONSUMERS, prefetch=PREFETCH):
         ready.set()
         done.wait()
 
@@ -71,7 +71,7 @@ def _bare(url: str, ready: Event, _: Event, last_us: int) -> None:
     def consume() -> None:
         with redis.Redis.from_url(url) as client:
             reserve, ack = client.register_script(BARE_RESERVE), client.register_script(BARE_ACK)
-            time.sleep(last_us / SECOND_US - time.time())
+            time.sleep(max(last_us / SECOND_US - time.time(), 0))
             while taken := reserve(places, [last_us, LIMIT, last_us + 60 * SECOND_US])[0]:
                 ack(places[2:], taken)
 
@@ -90,8 +90,9 @@ def _in_threads(consume: Callable[[], None], ready: Event) -> None:
 Consumers = Callable[[str, Event, Event, int], None]
 
 
-def _seconds(url: str, consumers: Consumers, count: int, spread_us: int) -> float:
+def _seconds(url: str, consumers: Consumers, count: int, spread_us: int, lead: float = 0.0) -> float:
     """Put, have the consumers sleep, and look until all is acked: seconds after the last due time."""
+    lead = lead or LEAD + FILLING * count
     dice = random.Random(count)
     processes = multiprocessing.get_context("spawn")
     ready, done = processes.Event(), processes.Event()
@@ -99,7 +100,7 @@ def _seconds(url: str, consumers: Consumers, count: int, spread_us: int) -> floa
         client.flushdb()
         store = Store(client, queue.protocol.keys(0), leases=True)
         assert len(queue) == 0
-        last_us = store.now_us() + round((LEAD + FILLING * count) * SECOND_US) + spread_us
+        last_us = store.now_us() + round(lead * SECOND_US) + spread_us
         dues_us = [last_us, *(last_us - (dice.randrange(spread_us) if spread_us else 0) for _ in range(count - 1))]
         process = processes.Process(target=consumers, args=(url, ready, done, last_us))
         process.start()
@@ -108,21 +109,22 @@ def _seconds(url: str, consumers: Consumers, count: int, spread_us: int) -> floa
                 jobs = [Put(TOPIC, b"%d" % at, BODY, at_us=dues_us[at]) for at in range(first, first + 1000)]
                 store.restore(jobs, {TOPIC: DELIVERY}, OnConflict.ERROR)
             assert ready.wait(60)
-            assert store.now_us() < last_us - spread_us, "the filling took longer than expected"
-            time.sleep((last_us - store.now_us()) / SECOND_US)
+            was_in_time = store.now_us() < last_us - spread_us
+            time.sleep(max(last_us - store.now_us(), 0) / SECOND_US)
             while (load := queue.stats()).waiting or load.reserved:
                 time.sleep(0.01)
-            return (store.now_us() - last_us) / SECOND_US
+            taken = (store.now_us() - last_us) / SECOND_US
         finally:
             done.set()
             process.join()
+    return taken if was_in_time else _seconds(url, consumers, count, spread_us, 2 * lead)
 
 
 def run(conditions: Conditions) -> list[Row]:
     count, rounds = (50_000, 1) if conditions.quick else (100_000, 3)
     ways: list[tuple[str, Consumers]] = [
         (f"{CONSUMERS} threads, reserve(limit={LIMIT}) and ack", _reserving),
-        (f"Worker(threads={CONSUMERS}, prefetch={CONSUMERS * LIMIT})", _working),
+        (f"Worker(threads={CONSUMERS}, prefetch={PREFETCH})", _working),
     ]
     whens = [("at one instant", 0), ("within a second", SECOND_US)]
     rows = []

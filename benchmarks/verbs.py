@@ -251,7 +251,7 @@ def _measured(site: Site, contest: Contest, work: Work) -> tuple[float, float]:
     return taken / contest.jobs, in_redis / contest.jobs
 
 
-def _compare(name: str, sites: Sequence[Site], rounds: int) -> list[Row]:
+def _compare(name: str, sites: Sequence[Site], rounds: int, most: float | None) -> list[Row]:
     contests = _contests()
     turns: dict[tuple[int, int], list[tuple[tuple[float, float], tuple[float, float]]]] = defaultdict(list)
     for number in range(-1, rounds):
@@ -279,28 +279,31 @@ def _compare(name: str, sites: Sequence[Site], rounds: int) -> list[Row]:
                         ratio.median >= least if least else None,
                     )
                 )
-    return rows + _growth(name, contests, sites, turns)
+    return rows + _growth(name, contests, sites, turns, most)
 
 
-def _growth(name: str, contests: Sequence[Contest], sites: Sequence[Site], turns: Any) -> list[Row]:
-    """What the verbs cost with most jobs waiting, against fewest."""
+def _growth(name: str, contests: Sequence[Contest], sites: Sequence[Site], turns: Any, most: float | None) -> list[Row]:
+    """What the verbs cost with most jobs waiting, against fewest: *most* times as much at the most, if given."""
     rows = []
     last = len(sites) - 1
     for which, contest in enumerate(contests):
         if contest.compared.startswith("one "):  # measured already
             continue
         for clock, whose in enumerate(("round trips", "in Redis")):
-            few, many = ([pair[0][clock] for pair in turns[which, place]] for place in (0, last))
+            few, many, bare_few, bare_many = (
+                [pair[side][clock] for pair in turns[which, place]] for side in (0, 1) for place in (0, last)
+            )
             ratio = Spread.of(b / a for a, b in zip(few, many, strict=True))
+            bare = Spread.of(b / a for a, b in zip(bare_few, bare_many, strict=True))
             rows.append(
                 Row(
                     name,
                     f"{contest.name}, {whose}, us a job",
                     f"{Spread.of(many).median:.1f} with {sites[last].waiting:,} waiting",
-                    f"{Spread.of(few).median:.1f} with {sites[0].waiting:,}",
+                    f"{Spread.of(few).median:.1f} with {sites[0].waiting:,}; the bare way {bare.median:.2f} times",
                     ratio,
-                    "ratio <= 1.5",
-                    ratio.median <= 1.5,
+                    f"ratio <= {most}" if most else "",
+                    ratio.median <= most if most else None,
                 )
             )
     return rows
@@ -312,11 +315,15 @@ def run(conditions: Conditions) -> list[Row]:
         sites = [Site(server.url(), count, 1000) for count in counts]
         for site in sites:
             site.fill()
-        return _compare("verbs", sites, rounds)
+        return _compare("verbs", sites, rounds, most=1.5)
 
 
 def run_ten_million(conditions: Conditions) -> list[Row]:
-    """The same with ten million small jobs: some minutes, and Redis takes about two gigabytes."""
+    """The same with ten million small jobs: some minutes, and three gigabytes for Redis.
+
+    How much more they cost than ten thousand informs only: those lie in the processor's caches, and the bare way, too,
+    pays for what does not.
+    """
     few, many, body_bytes, rounds = 10_000, 10_000_000, 16, 3 if conditions.quick else 10
     with conditions.server() as server, server.client() as client:
         sites = [Site(server.url(), count, body_bytes) for count in (few, many)]
@@ -332,4 +339,4 @@ def run_ten_million(conditions: Conditions) -> list[Row]:
             f"{taken:.0f}",
             f"{memory / many:.0f} bytes of Redis memory each, {memory / 1e9:.2f} GB",
         )
-        return [filled, *_compare("ten-million", sites, rounds)]
+        return [filled, *_compare("ten-million", sites, rounds, most=None)]
