@@ -191,7 +191,8 @@ class Worker:
                 self._work.untouched(job)
             else:
                 self._do(job)
-            self._news.set()
+            if not self._news.is_set():  # which costs less than to set it again
+                self._news.set()
 
     def _do(self, job: Job) -> None:
         try:

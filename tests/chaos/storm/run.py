@@ -344,7 +344,7 @@ class Storm:
 
     def _drain(self) -> None:
         """Wait until nothing waits any more, and nothing of ours is left."""
-        expected = {f"{self._keys.beginning}{name}".encode() for name in ("totals", "beat", "serves")}
+        expected = {f"{self._keys.beginning}{name}".encode() for name in ("totals", "beat", "serves", "version")}
 
         def left() -> set[bytes]:
             return set(self._client.keys(f"{self._keys.beginning}*")) - expected
