@@ -115,7 +115,11 @@ def test_kills_of_workers_and_dispatchers_lose_and_double_nothing() -> None:
             task_ids = put_ahead(project, chance.sample(range(10_000_000), 20_000))
             watch = Watch(client)
             kills = 0
-            while watch.look() < len(task_ids) and kills < 40:
+            while (seen := watch.look()) < len(task_ids) or kills < 10:
+                if seen == len(task_ids):  # a machine that starts processes slowly has not killed enough yet
+                    task_ids += put_ahead(project, chance.sample(range(2_000_000), 2_000))
+                if kills == 40:
+                    break
                 pause = time.monotonic() + chance.uniform(0.1, 0.5)
                 wait_for(lambda: time.monotonic() > pause, "the next kill")  # noqa: B023
                 if client.llen(QUEUE) > 0:
@@ -125,7 +129,7 @@ def test_kills_of_workers_and_dispatchers_lose_and_double_nothing() -> None:
                     kills += 1
             wait_for(lambda: watch.look() >= len(task_ids), "every task is handed over")
 
-        assert kills >= 10, "too few kills to prove anything"
+        assert kills >= 10
         assert handed_over(client, QUEUE) == dict.fromkeys(task_ids, 1)
         assert watch.early == []
         assert due_times(client) == sorted(due_times(client))
