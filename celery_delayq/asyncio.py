@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Who has not heard of his cancellation within this time (s) is told again.
+SWALLOWED = 0.1
+
 
 class DelayQueue:
     """Jobs of one topic, as :class:`celery_delayq.DelayQueue` has them; all that talks to Redis is awaited.
@@ -294,17 +297,16 @@ class Worker:
         Raises:
             DelayQError: the queue cannot be used.
         """
-        listener = asyncio.create_task(self._listen())
+        keeper, listener = asyncio.create_task(self._keep()), asyncio.create_task(self._listen())
         try:
-            await self._keep()
+            await asyncio.wait([keeper])
         except asyncio.CancelledError:
+            await _end(keeper)
             await self._abandon()
             raise
         finally:
-            listener.cancel()
-            for task in (listener, *self._tasks):
-                with suppress(asyncio.CancelledError):
-                    await task
+            await _end(listener, *self._tasks)
+        keeper.result()
 
     async def _keep(self) -> None:
         """Make turn after turn, until all is finished."""
@@ -326,16 +328,25 @@ class Worker:
                 if not takes and not self._work.held:
                     return
                 wait = turn.wait
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news.wait(), None if wait == float("inf") else wait)
+            await self._rest(wait)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until there is news, or so long. Not ``asyncio.wait_for``: before Python 3.12 it takes no notice of a
+        cancellation that comes together with the news.
+        """
+        alarm = None
+        if seconds != float("inf"):
+            alarm = asyncio.get_running_loop().call_later(seconds, self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     async def _abandon(self) -> None:
         """Who was cancelled gives back what he holds, if Redis answers; else it comes back by itself."""
         self._stopping = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(*self._tasks)
         self._take_back()
         with suppress(redis.RedisError):
             await self._queue.run(self._work.turn(monotonic(), takes=False))
@@ -491,6 +502,14 @@ def _client_of(url: str) -> Any:
     cluster, _ = Cluster.from_url(url)
     nodes = [ClusterNode(node.host, node.port) for node in cluster.nodes]
     return redis.asyncio.RedisCluster(startup_nodes=nodes, **cluster.options)
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel *tasks*, until they have heard it: what they wait for, as a connect of redis-py's, may swallow that."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=SWALLOWED)
 
 
 def _pubsub_of(client: Any) -> Any:

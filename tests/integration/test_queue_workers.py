@@ -393,3 +393,22 @@ def test_a_cancelled_task_gives_back_what_it_holds(server: RedisServer, queue: D
     queue.put_many([(f"{number}", b"", None) for number in range(4)])
     assert asyncio.run(cancel()) == ["0", "1"]
     assert (queue.stats().waiting, queue.stats().reserved) == (4, 0)
+
+
+def test_a_cancellation_is_heard_at_any_moment(server: RedisServer) -> None:
+    """Also at the very moment at which the worker is woken for another reason."""
+
+    async def cancel(loops: int) -> bool:
+        async def work(job: Job) -> None:
+            """Nothing: that wakes the worker."""
+
+        async with twin.DelayQueue(server.url(), "work") as own:
+            await own.put("a", b"", on_conflict="keep")
+            task = asyncio.create_task(twin.Worker(own, work).run())
+            for _ in range(loops):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=20)
+            return bool(done)
+
+    assert [loops for loops in range(120) if not asyncio.run(cancel(loops))] == []
