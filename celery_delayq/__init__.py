@@ -6,7 +6,7 @@ from __future__ import annotations
 from .app import DelayQ, apply_at, apply_delayed
 
 # Errors
-from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured, LeaseLost, ReplicasMissing
+from .errors import AlreadyScheduled, DelayQError, ImproperlyConfigured, LeaseLost, Outdated, ReplicasMissing
 
 # Without Celery
 from .job import Job
@@ -23,6 +23,7 @@ __all__ = [
     "ImproperlyConfigured",
     "Job",
     "LeaseLost",
+    "Outdated",
     "ReplicasMissing",
     "Worker",
     "apply_at",

@@ -29,7 +29,7 @@ class Outdated(DelayQError):
     def __str__(self) -> str:
         return (
             f"the keys under {self.place} are of version {self.version}, and this celery_delayq knows version "
-            f"{self.known}: upgrade celery_delayq here, or set delayq_prefix to another prefix"
+            f"{self.known}: upgrade celery_delayq here, or use another prefix (delayq_prefix; prefix= of a DelayQueue)"
         )
 
 

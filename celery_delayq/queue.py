@@ -21,14 +21,10 @@ from redis.exceptions import NoPermissionError
 from .cluster import Cluster, is_cluster_url, slot_of
 from .errors import ImproperlyConfigured
 from .job import Dead, Job, Move, OnConflict, Place
-from .queue_protocol import (
-    LEASE,
-    MAX_ATTEMPTS,
-    Ask,
-    Command,
-    QueueLoad,
-    QueueProtocol,
-    Steps,
+from .queue_arguments import (
+    checked_id,
+    checked_ids,
+    checked_jobs,
     checked_limit,
     due_of,
     found_of,
@@ -37,6 +33,7 @@ from .queue_protocol import (
     puts_of,
     range_of,
 )
+from .queue_protocol import LEASE, MAX_ATTEMPTS, Ask, Command, QueueLoad, QueueProtocol, Steps
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +138,12 @@ class DelayQueue:
 
     def delete(self, id: str | bytes) -> bool:
         """Take a job back, whether it waits or is reserved. False: it does neither (any more)."""
-        return self.run(self._protocol.delete(id))
+        return self.run(self._protocol.delete(checked_id(id)))
 
     def move(self, id: str | bytes, at: datetime | float | None = None, delay: float | timedelta | None = None) -> bool:
         """Give a waiting job another due time, as of :meth:`put`. False: it does not wait (any more)."""
         at_us, in_us = due_of(at, delay)
-        return self.run(self._protocol.move(Move(id, at_us, in_us)))
+        return self.run(self._protocol.move(Move(checked_id(id), at_us, in_us)))
 
     def reserve(self, lease: float = LEASE, limit: int = 1, wait: float | None = 0) -> list[Job]:
         """Take due jobs, *limit* at most, for *lease* seconds: then they come back, unless they are acked.
@@ -194,7 +191,7 @@ class DelayQueue:
         Raises:
             LeaseLost: of some; the others are forgotten.
         """
-        self._settle(self._protocol.ack(jobs))
+        self._settle(self._protocol.ack(checked_jobs(jobs)))
 
     def release(
         self, job: Job, at: datetime | float | None = None, delay: float | timedelta | None = None, reason: str = ""
@@ -207,7 +204,7 @@ class DelayQueue:
         Raises:
             LeaseLost: it is no longer the caller's.
         """
-        self._settle(self._protocol.release([job], due_of(at, delay), reason))
+        self._settle(self._protocol.release(checked_jobs([job]), due_of(at, delay), reason))
 
     def extend(self, *jobs: Job, lease: float = LEASE) -> None:
         """Let the leases of jobs end *lease* seconds from now.
@@ -215,7 +212,7 @@ class DelayQueue:
         Raises:
             LeaseLost: of some; the others are extended.
         """
-        self._settle(self._protocol.extend(jobs, lease))
+        self._settle(self._protocol.extend(checked_jobs(jobs), lease))
 
     def _settle(self, steps: Steps[list[Job]]) -> None:
         gone = self.run(steps)
@@ -249,11 +246,11 @@ class DelayQueue:
 
     def revive(self, *ids: str | bytes) -> int:
         """Let dead jobs wait again, due now; return how many were dead."""
-        return self.run(self._protocol.revive(ids)) if ids else 0
+        return self.run(self._protocol.revive(checked_ids(ids))) if ids else 0
 
     def discard(self, *ids: str | bytes) -> int:
         """Throw dead jobs away; return how many were dead."""
-        return self.run(self._protocol.discard(ids)) if ids else 0
+        return self.run(self._protocol.discard(checked_ids(ids))) if ids else 0
 
     def stats(self) -> QueueLoad:
         """How many jobs wait, are due, reserved and dead."""

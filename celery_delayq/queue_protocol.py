@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 import redis
 
-from .clock import SECOND_US, from_us, moment_of, seconds_of, to_us
+from .clock import SECOND_US, from_us, seconds_of
 from .delivery import Delivery
-from .errors import LeaseLost, shortened
+from .errors import shortened
 from .job import DeadPage, Job, Move, Moved, OnConflict, Origin, Page, Place, Put, Reserved
 from .keys import Keys
 from .scripts import Value
@@ -42,9 +41,6 @@ MAX_ATTEMPTS = 16
 
 #: Who waits looks this often (s), even if nobody wakes him: a message on a channel can be lost with its connection.
 POLL = 5.0
-
-#: Jobs that one put takes at most: it is one command, and Redis does nothing else meanwhile.
-LARGEST_PUT = 100_000
 
 #: Leases that one call ends, extends, acks or releases at most, so that Redis is not busy with one caller for long.
 PORTION = 1000
@@ -269,7 +265,7 @@ class QueueProtocol:
             except redis.RedisError as error:  # as above; these would be lost for good
                 failure = error
                 continue
-            taken += [Job(_text(job.id), job.body or b"", from_us(job.due_us), shard=shard) for job in found]
+            taken += [Job(text_of_id(job.id), job.body or b"", from_us(job.due_us), shard=shard) for job in found]
             if len(taken) >= limit:
                 break
         if failure is not None and not taken:
@@ -398,80 +394,6 @@ class QueueProtocol:
         return QueueLoad(waiting, due, reserved, dead)
 
 
-def due_of(at: object = None, delay: object = None) -> tuple[int | None, int | None]:
-    """Read when a job is due: *at*, a datetime or epoch seconds; or *delay* from now, seconds or a timedelta; or now.
-
-    Returns:
-        Microseconds since the epoch, or None; microseconds from now on Redis's clock, or None.
-
-    Raises:
-        TypeError: of another type, or both are given.
-        ValueError: not finite, or beyond the year 2255.
-    """
-    if at is not None and delay is not None:
-        raise TypeError("give either at or delay, not both")
-    if at is None:
-        return None, 0 if delay is None else max(round(seconds_of(delay) * SECOND_US), 0)
-    return max(to_us(moment_of(at, "at")), 0), None
-
-
-def put_of(topic: str, id: object, body: object, at: object = None, delay: object = None) -> Put:
-    """Read one job; for *at* and *delay* see :func:`due_of`.
-
-    Raises:
-        TypeError: of a wrong type.
-        ValueError: the id is empty, or the time cannot be kept.
-    """
-    if not isinstance(id, str | bytes):
-        raise TypeError(f"a job's id must be a str or bytes, not {type(id).__name__} {shortened(id)}")
-    if not isinstance(body, bytes | bytearray | memoryview):
-        raise TypeError(f"a job's body must be bytes, not {type(body).__name__}: encode it first")
-    at_us, in_us = due_of(at, delay)
-    return Put(topic, name_of(id), bytes(body), at_us, in_us)
-
-
-def puts_of(topic: str, jobs: Iterable[tuple[str | bytes, bytes, Any]]) -> list[Put]:
-    """Read a batch of jobs: an id, a body, and when it is due; a timedelta is from now, None is now."""
-    puts = []
-    for number, job in enumerate(jobs):
-        try:
-            id, body, at = job
-        except (TypeError, ValueError):
-            raise TypeError(f"job {number} of the batch must be (id, body, at), not {shortened(job)}") from None
-        is_delay = isinstance(at, timedelta)
-        puts.append(put_of(topic, id, body, None if is_delay else at, at if is_delay else None))
-    if len(puts) > LARGEST_PUT:
-        raise ValueError(f"{len(puts)} jobs are too many for one batch: {LARGEST_PUT} at most")
-    return puts
-
-
-def range_of(start: datetime | float | None, end: datetime | float | None) -> tuple[int | None, int | None]:
-    """Read a half-open range of times (us); None for no bound."""
-    start_us = None if start is None else to_us(moment_of(start, "start"))
-    return start_us, None if end is None else to_us(moment_of(end, "end"))
-
-
-def found_of(page: Page) -> list[Job]:
-    """The jobs of a page that waits: nobody has them yet."""
-    return [Job(_text(job.id), job.body or b"", from_us(job.due_us), 0) for job in page.jobs]
-
-
-def checked_limit(limit: int) -> int:
-    """How many jobs to take at most.
-
-    Raises:
-        ValueError: less than one.
-    """
-    if limit < 1:
-        raise ValueError(f"limit must be 1 or more, not {limit}")
-    return limit
-
-
-def lost(jobs: Sequence[Job]) -> LeaseLost:
-    """The error of jobs whose lease was lost."""
-    return LeaseLost(*(job.id for job in jobs))
-
-
 def _lease_us(lease: float) -> int:
     lease_us = round(seconds_of(lease, "lease") * SECOND_US)
     if lease_us < 1:
@@ -479,9 +401,10 @@ def _lease_us(lease: float) -> int:
     return lease_us
 
 
-def _text(name: bytes) -> str:
+def text_of_id(name: bytes) -> str:
+    """An id as jobs have it; what is no UTF-8 stands in it as surrogates."""
     return name.decode(errors="surrogateescape")
 
 
 def _job(job: Reserved, shard: int) -> Job:
-    return Job(_text(job.id), job.body, from_us(job.due_us), job.attempts, job.token, shard)
+    return Job(text_of_id(job.id), job.body, from_us(job.due_us), job.attempts, job.token, shard)

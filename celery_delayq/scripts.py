@@ -76,7 +76,7 @@ class Script:
         if refusal.startswith("WRONGTYPE"):
             raise DelayQError(
                 f"{self.name}: {refusal.removeprefix('WRONGTYPE ')}. Another program uses this key; "
-                "rename it there, or set delayq_prefix to a prefix of your own"
+                "rename it there, or use a prefix of your own (delayq_prefix; prefix= of a DelayQueue)"
             ) from error
         if refusal.startswith("BADARG"):
             raise DelayQError(f"{self.name}: {refusal.removeprefix('BADARG ')}") from error

@@ -15,6 +15,7 @@ from random import random
 from typing import TypeVar
 
 from .clock import SECOND_US
+from .errors import shortened
 from .job import Job
 from .queue_protocol import PORTION, QueueProtocol, Steps
 
@@ -99,10 +100,11 @@ class Work:
         """The job is done."""
         self._said_done.append(job)
 
-    def failed(self, job: Job, reason: str) -> None:
-        """The job is to be tried again, after a pause."""
+    def failed(self, job: Job, error: BaseException) -> None:
+        """The job is to be tried again, after a pause; it is logged why."""
+        logger.error("delayq worker of %s: job %s has failed", self._protocol.topic, shortened(job.id), exc_info=error)
         pause = min(BACKOFF * 2 ** min(job.attempts - 1, 30), LONGEST_BACKOFF)
-        self._said_failed.append((pause, reason, job))
+        self._said_failed.append((pause, repr(error), job))
 
     def untouched(self, job: Job) -> None:
         """The job was not begun, and is for others; that was no attempt."""
@@ -120,6 +122,12 @@ class Work:
         failed = yield from self._give_back_failed(lost)
         returned = yield from self._give_back_untouched(lost)
         yield from self._renew(now, lost)
+        for job in lost:
+            logger.warning(
+                "delayq worker of %s: job %s is no longer ours; another may run it, too",
+                self._protocol.topic,
+                shortened(job.id),
+            )
         taken, wait = (yield from self._take(now)) if takes else ([], float("inf"))
         if self._held:
             wait = min(wait, max(self._renewed + self._lease * RENEWAL - now, 0.0))

@@ -14,11 +14,10 @@ from typing import Any
 
 import redis
 
-from .errors import shortened
 from .job import Job
 from .queue import DelayQueue
 from .queue_protocol import LEASE
-from .work import Outages, Turn, Work, checked_worker
+from .work import Outages, Work, checked_worker
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,7 @@ class Worker:
         self._stopping = threading.Event()
         self._over = threading.Event()  # nothing is to be heard or done any more
         self._ended = threading.Event()  # and all threads have ended
+        self._begun = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -73,6 +73,7 @@ class Worker:
         Raises:
             DelayQError: the queue cannot be used.
         """
+        self._begun = True
         try:
             with _signals(self._ask_to_stop):
                 self._run()
@@ -83,6 +84,7 @@ class Worker:
         """Work in a thread of its own, until :meth:`stop`."""
         if self._thread is not None:
             raise RuntimeError("a worker can be started once")
+        self._begun = True
         self._thread = threading.Thread(target=self._run_aside, name=f"delayq-worker {self._queue.topic}")
         self._thread.start()
 
@@ -99,7 +101,7 @@ class Worker:
             DelayQError: why a worker that was started in a thread has ended before.
         """
         self._ask_to_stop()
-        finished = self._ended.wait(timeout)
+        finished = not self._begun or self._ended.wait(timeout)
         if self._error is not None:
             raise self._error
         return finished
@@ -138,6 +140,7 @@ class Worker:
             self._keep()
         finally:
             self._over.set()
+            self._take_back()  # nobody would ack it
             for _ in hands:
                 self._inbox.put(None)
             for hand in hands:
@@ -159,21 +162,12 @@ class Worker:
                     return
             else:
                 outages.over()
-                self._hand_out(turn)
+                for job in turn.taken:
+                    self._inbox.put(job)
                 if not takes and not self._work.held:
                     return
                 wait = turn.wait
             self._news.wait(min(wait, threading.TIMEOUT_MAX))
-
-    def _hand_out(self, turn: Turn) -> None:
-        for job in turn.taken:
-            self._inbox.put(job)
-        for job in turn.lost:
-            logger.warning(
-                "delayq worker of %s: job %s is no longer ours; another may run it, too",
-                self._queue.topic,
-                shortened(job.id),
-            )
 
     def _take_back(self) -> None:
         """Jobs that nobody has begun are for other workers."""
@@ -197,9 +191,8 @@ class Worker:
     def _do(self, job: Job) -> None:
         try:
             self._fn(job)
-        except BaseException as error:  # also SystemExit, which would end only this thread
-            logger.exception("delayq worker of %s: job %s has failed", self._queue.topic, shortened(job.id))
-            self._work.failed(job, repr(error))
+        except BaseException as error:  # noqa: BLE001  # also SystemExit, which would end only this thread
+            self._work.failed(job, error)
         else:
             self._work.done(job)
 

@@ -17,7 +17,7 @@ from celery_delayq.cluster import slot_of
 from celery_delayq.embedded import RedisServer
 from celery_delayq.errors import Outdated
 from celery_delayq.keys import Keys
-from celery_delayq.queue_protocol import LARGEST_PUT
+from celery_delayq.queue_arguments import LARGEST_PUT
 from celery_delayq.sharding import shard_of
 from tests.clustering import Nodes
 
@@ -150,6 +150,20 @@ def test_what_cannot_be_put_is_refused(
     with pytest.raises(error, match=words):
         queue.put(*args, **options)
     assert len(queue) == 0
+
+
+@pytest.mark.parametrize("call", ["delete", "move", "revive", "discard"])
+def test_an_id_of_another_type_is_refused(make_queue: MakeQueue, call: str) -> None:
+    """By an error that says what an id is."""
+    with pytest.raises(TypeError, match="id must be a str or bytes, not int 7"):
+        getattr(make_queue(), call)(7)
+
+
+@pytest.mark.parametrize("call", ["ack", "release", "extend"])
+def test_what_is_no_job_is_refused(make_queue: MakeQueue, call: str) -> None:
+    """An id is not enough: the token is what counts."""
+    with pytest.raises(TypeError, match="give the Job that reserve returned, not str 'a'"):
+        getattr(make_queue(), call)("a")
 
 
 def test_a_batch_is_stored_whole_or_not_at_all(make_queue: MakeQueue) -> None:

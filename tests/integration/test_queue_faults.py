@@ -82,7 +82,7 @@ def work_off(queue: DelayQueue, cut: Cut) -> tuple[Counter[str], list[Turn]]:
             if job.id == "0":
                 slow[number + 5] = job
             elif job.id == "4" and runs["4"] == 1:
-                work.failed(job, "once")
+                work.failed(job, RuntimeError("once"))
                 queue.put("late", b"", on_conflict="keep")
             else:
                 work.done(job)

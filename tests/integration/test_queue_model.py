@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -69,7 +71,6 @@ class Machine(RuleBasedStateMachine):
 
     @staticmethod
     def _when(delay: int) -> object:
-        from datetime import timedelta  # as a user would say it
 
         return timedelta(seconds=delay) if delay else None
 

@@ -371,6 +371,63 @@ def test_a_second_signal_insists(server: RedisServer, queue: DelayQueue) -> None
     assert job.attempts == 2
 
 
+def test_a_worker_that_never_began_has_nothing_to_finish(queue: DelayQueue) -> None:
+    """To stop it returns at once; and it does not begin after that."""
+    worker = Worker(queue, print)
+    queue.put("a", b"")
+
+    assert worker.stop()
+    worker.run()
+    assert queue.stats().waiting == 1
+
+
+def test_a_job_whose_own_work_was_cancelled_has_failed(server: RedisServer, queue: DelayQueue) -> None:
+    """Not its worker: so that was an attempt, and the next comes after a pause."""
+
+    async def work_on() -> None:
+        async def work(job: Job) -> None:
+            raise asyncio.CancelledError
+
+        async with twin.DelayQueue(server.url(), "work", max_attempts=1) as own:
+            worker = twin.Worker(own, work)
+            task = asyncio.create_task(worker.run())
+            while not (await own.stats()).dead:
+                await asyncio.sleep(0.01)
+            worker.stop()
+            await task
+
+    queue.put("a", b"")
+    asyncio.run(work_on())
+    [dead] = queue.dead()
+    assert (dead.id, dead.attempts, dead.reason) == (b"a", 1, "CancelledError()")
+
+
+def test_what_is_begun_is_finished_when_redis_has_gone(redis_server: RedisServer) -> None:
+    """Whoever stops a worker that cannot reach Redis cuts off nothing. (It comes again: nobody could ack it.)"""
+    finished: list[str] = []
+
+    async def work_on() -> None:
+        begun = asyncio.Event()
+
+        async def work(job: Job) -> None:
+            begun.set()
+            await asyncio.sleep(15)
+            finished.append(job.id)
+
+        with RedisServer(redis_server._program) as own_server:
+            async with twin.DelayQueue(own_server.url(), "work") as own:
+                await own.put("a", b"")
+                worker = twin.Worker(own, work)
+                task = asyncio.create_task(worker.run())
+                await begun.wait()
+                own_server.stop()
+                worker.stop()
+                await task
+
+    asyncio.run(work_on())
+    assert finished == ["a"]
+
+
 def test_a_cancelled_task_gives_back_what_it_holds(server: RedisServer, queue: DelayQueue) -> None:
     """Cancelled from without, as by a server that ends: what was being worked on is for others, at once."""
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -80,11 +85,44 @@ def test_another_redis(server: RedisServer, own_server: RedisServer) -> None:
             assert not client.keys("delayq*")
 
 
+@contextmanager
+def carried(source: Path, target: Path) -> Iterator[None]:
+    """Carry each message from *source* to *target* once it is written.
+
+    Kombu's filesystem transport opens a file, then locks it, then writes it, and a consumer takes whatever file it
+    sees: one that is still empty ends a worker of Celery's with a JSONDecodeError. A rename shows whole files only.
+    """
+    stopping = threading.Event()
+
+    def carry() -> None:
+        while not stopping.wait(0.01):
+            for path in sorted(source.glob("*.msg")):
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if os.fstat(file.fileno()).st_size:
+                        path.rename(target / path.name)
+
+    thread = threading.Thread(target=carry)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
 def test_a_filesystem(server: RedisServer, tmp_path: Path) -> None:
     """An embedded broker: no server but Redis."""
-    folders = {"data_folder_in": str(tmp_path), "data_folder_out": str(tmp_path), "control_folder": str(tmp_path / "c")}
+    sent, arrived, control = (tmp_path / name for name in ("sent", "arrived", "control"))
+    sent.mkdir()
+    arrived.mkdir()
+    folders = {"data_folder_out": str(sent), "data_folder_in": str(arrived), "control_folder": str(control)}
     settings = conf(server, "mail", broker_transport_options={**folders, "polling_interval": 0.05})
-    with Project("filesystem://", **settings) as project, project.worker("--without-heartbeat") as worker:
+    with (
+        carried(sent, arrived),
+        Project("filesystem://", **settings) as project,
+        project.worker("--without-heartbeat") as worker,
+    ):
         worker.await_ready()
         check(project, "mail")
         assert worker.said("Traceback") == 0

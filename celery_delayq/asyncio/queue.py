@@ -1,7 +1,6 @@
-"""The queue and its worker for asyncio: what :mod:`celery_delayq.queue` and :mod:`celery_delayq.worker` do, awaited.
+"""A queue of delayed jobs for asyncio: what :mod:`celery_delayq.queue` does, asked on redis.asyncio.
 
-What they do stands in :mod:`~celery_delayq.queue_protocol` and :mod:`~celery_delayq.work`; here it is asked on
-redis.asyncio, and jobs are worked on by tasks. A queue belongs to one event loop.
+A queue belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
@@ -21,18 +20,13 @@ import redis.asyncio
 from redis.asyncio.cluster import ClusterNode
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from .cluster import Cluster, is_cluster_url
-from .errors import shortened
-from .job import Dead, Job, Move, OnConflict, Place
-from .queue import CONFIRMATION, DEAF_POLL, checked_client, database_of, forbidden
-from .queue_protocol import (
-    LEASE,
-    MAX_ATTEMPTS,
-    Ask,
-    Command,
-    QueueLoad,
-    QueueProtocol,
-    Steps,
+from celery_delayq.cluster import Cluster, is_cluster_url
+from celery_delayq.job import Dead, Job, Move, OnConflict, Place
+from celery_delayq.queue import CONFIRMATION, DEAF_POLL, checked_client, database_of, forbidden
+from celery_delayq.queue_arguments import (
+    checked_id,
+    checked_ids,
+    checked_jobs,
     checked_limit,
     due_of,
     found_of,
@@ -41,16 +35,13 @@ from .queue_protocol import (
     puts_of,
     range_of,
 )
-from .scripts import PURPOSE
-from .verbs import Call
-from .work import Outages, Turn, Work, checked_worker
+from celery_delayq.queue_protocol import LEASE, MAX_ATTEMPTS, Ask, Command, QueueLoad, QueueProtocol, Steps
+from celery_delayq.scripts import PURPOSE
+from celery_delayq.verbs import Call
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: Who has not heard of his cancellation within this time (s) is told again.
-SWALLOWED = 0.1
 
 
 class DelayQueue:
@@ -129,14 +120,14 @@ class DelayQueue:
 
     async def delete(self, id: str | bytes) -> bool:
         """As :meth:`celery_delayq.DelayQueue.delete`."""
-        return await self.run(self._protocol.delete(id))
+        return await self.run(self._protocol.delete(checked_id(id)))
 
     async def move(
         self, id: str | bytes, at: datetime | float | None = None, delay: float | timedelta | None = None
     ) -> bool:
         """As :meth:`celery_delayq.DelayQueue.move`."""
         at_us, in_us = due_of(at, delay)
-        return await self.run(self._protocol.move(Move(id, at_us, in_us)))
+        return await self.run(self._protocol.move(Move(checked_id(id), at_us, in_us)))
 
     async def reserve(self, lease: float = LEASE, limit: int = 1, wait: float | None = 0) -> list[Job]:
         """As :meth:`celery_delayq.DelayQueue.reserve`."""
@@ -173,17 +164,17 @@ class DelayQueue:
 
     async def ack(self, *jobs: Job) -> None:
         """As :meth:`celery_delayq.DelayQueue.ack`."""
-        await self._settle(self._protocol.ack(jobs))
+        await self._settle(self._protocol.ack(checked_jobs(jobs)))
 
     async def release(
         self, job: Job, at: datetime | float | None = None, delay: float | timedelta | None = None, reason: str = ""
     ) -> None:
         """As :meth:`celery_delayq.DelayQueue.release`."""
-        await self._settle(self._protocol.release([job], due_of(at, delay), reason))
+        await self._settle(self._protocol.release(checked_jobs([job]), due_of(at, delay), reason))
 
     async def extend(self, *jobs: Job, lease: float = LEASE) -> None:
         """As :meth:`celery_delayq.DelayQueue.extend`."""
-        await self._settle(self._protocol.extend(jobs, lease))
+        await self._settle(self._protocol.extend(checked_jobs(jobs), lease))
 
     async def _settle(self, steps: Steps[list[Job]]) -> None:
         gone = await self.run(steps)
@@ -221,11 +212,11 @@ class DelayQueue:
 
     async def revive(self, *ids: str | bytes) -> int:
         """As :meth:`celery_delayq.DelayQueue.revive`."""
-        return await self.run(self._protocol.revive(ids)) if ids else 0
+        return await self.run(self._protocol.revive(checked_ids(ids))) if ids else 0
 
     async def discard(self, *ids: str | bytes) -> int:
         """As :meth:`celery_delayq.DelayQueue.discard`."""
-        return await self.run(self._protocol.discard(ids)) if ids else 0
+        return await self.run(self._protocol.discard(checked_ids(ids))) if ids else 0
 
     async def stats(self) -> QueueLoad:
         """As :meth:`celery_delayq.DelayQueue.stats`; its ``waiting`` is what ``len`` says there."""
@@ -257,156 +248,6 @@ class DelayQueue:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-class Worker:
-    """Runs *fn* for each due job of *queue*, in tasks, as :class:`celery_delayq.Worker` does in threads.
-
-    Args:
-        fn: is awaited with a :class:`~celery_delayq.job.Job`.
-        concurrency: so many at once.
-        queue, lease, prefetch: as there.
-    """
-
-    def __init__(
-        self,
-        queue: DelayQueue,
-        fn: Callable[[Job], Awaitable[object]],
-        concurrency: int = 1,
-        lease: float = LEASE,
-        prefetch: int | None = None,
-    ) -> None:
-        prefetch = checked_worker("concurrency", concurrency, lease, prefetch)
-        self._queue = queue
-        self._fn = fn
-        self._work = Work(queue.protocol, lease, concurrency, prefetch)
-        self._concurrency = concurrency
-        self._waiting: deque[Job] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._news = asyncio.Event()
-        self._stopping = False
-
-    def stop(self) -> None:
-        """Take no more jobs, finish those that are worked on, and give back the others; :meth:`run` returns then."""
-        self._stopping = True
-        self._news.set()
-
-    async def run(self) -> None:
-        """Work until :meth:`stop` is called. When it is cancelled, so are the jobs that are worked on, and given back.
-
-        Raises:
-            DelayQError: the queue cannot be used.
-        """
-        keeper, listener = asyncio.create_task(self._keep()), asyncio.create_task(self._listen())
-        try:
-            await asyncio.wait([keeper])
-        except asyncio.CancelledError:
-            await _end(keeper)
-            await self._abandon()
-            raise
-        finally:
-            await _end(listener, *self._tasks)
-        keeper.result()
-
-    async def _keep(self) -> None:
-        """Make turn after turn, until all is finished."""
-        outages = Outages(f"delayq worker of {self._queue.topic}")
-        while True:
-            self._news.clear()  # before the turn: what happens meanwhile is not slept over
-            takes = not self._stopping
-            if not takes:
-                self._take_back()
-            try:
-                turn = await self._queue.run(self._work.turn(monotonic(), takes=takes))
-            except redis.RedisError as error:
-                wait = outages.failed(error)
-                if not takes and outages.lasts():
-                    return
-            else:
-                outages.over()
-                self._hand_out(turn)
-                if not takes and not self._work.held:
-                    return
-                wait = turn.wait
-            await self._rest(wait)
-
-    async def _rest(self, seconds: float) -> None:
-        """Until there is news, or so long. Not ``asyncio.wait_for``: before Python 3.12 it takes no notice of a
-        cancellation that comes together with the news.
-        """
-        alarm = None
-        if seconds != float("inf"):
-            alarm = asyncio.get_running_loop().call_later(seconds, self._news.set)
-        try:
-            await self._news.wait()
-        finally:
-            if alarm is not None:
-                alarm.cancel()
-
-    async def _abandon(self) -> None:
-        """Who was cancelled gives back what he holds, if Redis answers; else it comes back by itself."""
-        self._stopping = True
-        await _end(*self._tasks)
-        self._take_back()
-        with suppress(redis.RedisError):
-            await self._queue.run(self._work.turn(monotonic(), takes=False))
-
-    def _hand_out(self, turn: Turn) -> None:
-        self._waiting += turn.taken
-        for job in turn.lost:
-            logger.warning(
-                "delayq worker of %s: job %s is no longer ours; another may run it, too",
-                self._queue.topic,
-                shortened(job.id),
-            )
-        self._begin()
-
-    def _begin(self) -> None:
-        while self._waiting and len(self._tasks) < self._concurrency:
-            job = self._waiting.popleft()
-            if not self._work.is_ours(job, monotonic()):
-                self._work.untouched(job)
-                continue
-            task = asyncio.create_task(self._do(job))
-            self._tasks.add(task)
-            task.add_done_callback(self._end)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._stopping:
-            self._begin()
-        self._news.set()
-
-    def _take_back(self) -> None:
-        """Jobs that nobody has begun are for other workers."""
-        while self._waiting:
-            self._work.untouched(self._waiting.popleft())
-
-    async def _do(self, job: Job) -> None:
-        try:
-            await self._fn(job)
-        except asyncio.CancelledError:
-            self._work.untouched(job)
-            raise
-        except Exception as error:
-            logger.exception("delayq worker of %s: job %s has failed", self._queue.topic, shortened(job.id))
-            self._work.failed(job, repr(error))
-        else:
-            self._work.done(job)
-
-    async def _listen(self) -> None:
-        """Tell the keeper when a job became the earliest."""
-        while True:
-            try:
-                async with self._queue.listening() as ear:
-                    self._news.set()  # what was said before was not heard
-                    while True:
-                        if await ear.listen(CONFIRMATION):
-                            self._news.set()
-                        await ear.attend(self._queue.protocol.channels)  # of shards that were added
-            except redis.RedisError:  # the keeper will see for himself
-                self._news.set()
-                await asyncio.sleep(DEAF_POLL)
 
 
 class Ear:
@@ -502,14 +343,6 @@ def _client_of(url: str) -> Any:
     cluster, _ = Cluster.from_url(url)
     nodes = [ClusterNode(node.host, node.port) for node in cluster.nodes]
     return redis.asyncio.RedisCluster(startup_nodes=nodes, **cluster.options)
-
-
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel *tasks*, until they have heard it: what they wait for, as a connect of redis-py's, may swallow that."""
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=SWALLOWED)
 
 
 def _pubsub_of(client: Any) -> Any:
