@@ -31,9 +31,9 @@ from . import (
     zset,
 )
 from .conditions import Conditions, newest_server
-from .report import Row, table
+from .report import Results, Row, Series, table
 
-BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
+BENCHMARKS: dict[str, Callable[[Conditions], Results]] = {
     "publish": publish.run,
     "bulk": bulk.run,
     "burst": burst.run,
@@ -55,7 +55,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], list[Row]]] = {
 }
 
 #: Runs only where it is named: it takes long, and much memory.
-ON_REQUEST: dict[str, Callable[[Conditions], list[Row]]] = {"ten-million": verbs.run_ten_million}
+ON_REQUEST: dict[str, Callable[[Conditions], Results]] = {"ten-million": verbs.run_ten_million}
 
 
 def main() -> int:
@@ -73,20 +73,26 @@ def main() -> int:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
     conditions = Conditions(chosen.redis or newest_server(), chosen.quick)
-    rows: list[Row] = []
+    results: list[Row | Series] = []
     for name in chosen.names or BENCHMARKS:
         print(f"{name} …", end="", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:
-            rows += known[name](conditions)
+            results += known[name](conditions)
         except Exception as error:  # noqa: BLE001  # the others' figures must not be lost with it
             traceback.print_exc()
-            rows.append(Row(name, "FAILED", f"{type(error).__name__}: {error}", "", met=False))
+            results.append(Row(name, "FAILED", f"{type(error).__name__}: {error}", "", met=False))
         print(f" {time.monotonic() - started:.0f} s", file=sys.stderr)
 
+    rows = [result for result in results if isinstance(result, Row)]
+    series = [result for result in results if isinstance(result, Series)]
     print(f"{conditions}\n\n{table(rows)}")
     if chosen.json:
-        document = {"conditions": str(conditions), "rows": [row.as_json() for row in rows]}
+        document = {
+            "conditions": str(conditions),
+            "rows": [row.as_json() for row in rows],
+            "series": [line.as_json() for line in series],
+        }
         chosen.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if all(row.met is not False for row in rows) else 1
 

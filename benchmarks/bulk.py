@@ -16,7 +16,7 @@ from typing import Any
 from celery import group
 
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 #: Signatures and times.
@@ -99,7 +99,7 @@ def _row(figure: str, ours: list[float], others: list[float], name: str, target:
     )
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     many, block, grouped = (20_000, 2_000, 3_000) if conditions.quick else (100_000, 4_000, 10_000)
     rows = []
     with conditions.server() as server:

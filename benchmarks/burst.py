@@ -16,7 +16,7 @@ from celery_delayq.dispatcher import Dispatcher
 
 from .backlog import QUEUE, Backlog
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 BARE = """
@@ -62,7 +62,7 @@ def _bare_seconds(backlog: Backlog, client: redis.Redis, count: int) -> float:
     return time.perf_counter() - started
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     count, rounds = (20_000, 3) if conditions.quick else (100_000, 5)
     taken: list[tuple[float, float]] = []
     with conditions.server() as server:

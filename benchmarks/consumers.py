@@ -25,7 +25,7 @@ from celery_delayq.store import Store
 from celery_delayq.worker import Worker
 
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .verbs import BARE_ACK, BARE_RESERVE
 
 BODY = b"x" * 1000
@@ -120,7 +120,7 @@ def _seconds(url: str, consumers: Consumers, count: int, spread_us: int, lead: f
     return taken if was_in_time else _seconds(url, consumers, count, spread_us, 2 * lead)
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     count, rounds = (50_000, 1) if conditions.quick else (100_000, 3)
     ways: list[tuple[str, Consumers]] = [
         (f"{CONSUMERS} threads, reserve(limit={LIMIT}) and ack", _reserving),

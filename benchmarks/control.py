@@ -13,7 +13,7 @@ from celery_delayq.clock import SECOND_US
 
 from .backlog import DAY_US, QUEUE, Backlog
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 #: Operations in one block.
@@ -40,7 +40,7 @@ def _look_ups(bench: Bench, backlog: Backlog, dice: random.Random) -> tuple[floa
     return got, cancelled
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     few, many, rounds = (1_000, 100_000, 10) if conditions.quick else (1_000, 1_000_000, 40)
     dice = random.Random(0)
     with conditions.server() as server:

@@ -11,14 +11,14 @@ from collections import Counter
 from contextlib import ExitStack
 
 from .conditions import Conditions
-from .report import Row
+from .report import Results, Row
 from .workers import Bench, wait_until
 
 #: Seconds.
 VISIBILITY_TIMEOUT = 4
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     tasks, delay = (20, 9) if conditions.quick else (50, 15)
     conf = {
         "broker_transport_options": {

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 from tests.replication import MASTER, Replicated
 
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 PACE, COUNTDOWN = 0.02, 0.3
@@ -114,7 +114,7 @@ def _round(conditions: Conditions, how: str) -> _Round | None:
     )
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     rounds = 1 if conditions.quick else 5
     rows = []
     for how in DEATHS:

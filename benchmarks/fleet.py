@@ -28,7 +28,7 @@ from celery_delayq.keys import Keys
 from celery_delayq.store import Store
 
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import wait_until
 
 QUEUE = "fleet"
@@ -157,7 +157,7 @@ def _latest(fleet: Fleet, how: signal.Signals) -> float:
     return latest / SECOND_US
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     idle_seconds, busy_seconds, rounds = (4, 2, 2) if conditions.quick else (20, 5, 8)
     limits = {1: 3, 10: 3, 50: 10}
     rows: list[Row] = []

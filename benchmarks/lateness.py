@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 
 from .backlog import Backlog
 from .conditions import Conditions
-from .report import Row, Spread, percentile
+from .report import Results, Row, Spread, percentile
 from .workers import Bench, wait_until
 
 #: Tasks a second.
@@ -103,7 +103,7 @@ def _typical(seconds: Seconds, percent: int) -> float:
     return Spread.of(percentile(second, percent) for second in seconds).median
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     waiting, turns = (50_000, 5) if conditions.quick else (1_000_000, 20)
     with conditions.server() as server:
         ours, native = Bench(server, 0, delayq=True), Bench(server, 1, delayq=False)

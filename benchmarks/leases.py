@@ -18,7 +18,7 @@ from celery_delayq.keys import Keys
 from celery_delayq.store import Store
 
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 
 BATCH = 1000
 BODY = b"x" * 955
@@ -52,7 +52,7 @@ def _measured(store: Store, work: Callable[[Store], None]) -> tuple[float, float
     return taken, float(store.client.info("commandstats")["cmdstat_evalsha"]["usec"]) / 1000
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     rounds = 20 if conditions.quick else 100
     with conditions.server() as server, server.client() as client:
         plain, leasing = (Store(client, Keys("delayq"), leases=leases) for leases in (False, True))

@@ -10,7 +10,7 @@ import time
 
 from .backlog import Backlog
 from .conditions import Conditions
-from .report import Row
+from .report import Results, Row
 from .workers import Bench, wait_until
 
 MEGABYTE = 1024 * 1024
@@ -19,7 +19,7 @@ MEGABYTE = 1024 * 1024
 SETTLE = 5.0
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     native_tasks, our_tasks = (2_000, 20_000) if conditions.quick else (20_000, 200_000)
     with conditions.server() as server:
         native, ours = Bench(server, 0, delayq=False), Bench(server, 1, delayq=True)

@@ -23,7 +23,7 @@ from celery_delayq.store import Upcoming
 
 from .backlog import QUEUE, Backlog
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 #: Jobs that are dispatched one by one in one turn.
@@ -97,7 +97,7 @@ def _compare(figure: str, watched: Turn, plain: Turn, rounds: int) -> Row:
     )
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     rounds = 10 if conditions.quick else 50
     with conditions.server() as server:
         bench = Bench(server, 0, delayq=True)

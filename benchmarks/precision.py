@@ -30,7 +30,7 @@ from celery_delayq.job import Put
 from .backlog import QUEUE, Backlog
 from .burst import BARE
 from .conditions import Conditions
-from .report import Row, Spread, percentile
+from .report import Results, Row, Spread, percentile
 from .workers import Bench, wait_until
 
 #: Jobs a second.
@@ -183,7 +183,7 @@ def _rows(name: str, waiting: int, ours: list[list[float]], bare: list[list[floa
     return rows
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     waiting, seconds, count, turns = (50_000, 3, 50, 3) if conditions.quick else (1_000_000, 10, 200, 6)
     late: tuple[list[list[float]], list[list[float]]] = ([], [])
     woken: tuple[list[list[float]], list[list[float]]] = ([], [])

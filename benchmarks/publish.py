@@ -9,7 +9,7 @@ import gc
 import time
 
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 #: Calls in one block.
@@ -25,7 +25,7 @@ def _block(bench: Bench) -> float:
     return time.perf_counter() - started
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     rounds = 20 if conditions.quick else 100
     with conditions.server() as server:
         ours, native = Bench(server, 0, delayq=True), Bench(server, 1, delayq=False)

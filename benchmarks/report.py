@@ -50,6 +50,29 @@ class Row:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot.
+
+    Attributes:
+        plot: which plot it belongs to; a key of :data:`benchmarks.plots.PLOTS`.
+        label: what the line stands for.
+        x, y: its points.
+    """
+
+    plot: str
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+#: What a benchmark returns.
+Results = Sequence[Row | Series]
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """The value below which *percent* of all *values* lie."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

@@ -15,7 +15,7 @@ from celery_delayq.clock import SECOND_US
 
 from .backlog import DAY_US, QUEUE, Backlog
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 #: Operations in one block.
@@ -59,7 +59,7 @@ def _dispatch_block(backlog: Backlog, taken: Taken) -> None:
     backlog.store.client.delete(*backlog.delivery.lists)
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     few, many, rounds = (10_000, 100_000, 10) if conditions.quick else (10_000, 1_000_000, 40)
     dice = random.Random(0)
     puts, dispatches = (Taken(), Taken()), (Taken(), Taken())

@@ -13,14 +13,14 @@ from celery_delayq.queue import DelayQueue
 
 from .backlog import BODY_BYTES, DAY_US, Backlog
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 from .workers import Bench
 
 #: Sizes of bodies of a queue besides the one for which there is a target (bytes).
 SIZES = (100, 300, 3_000, 10_000)
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     # The tables of a hash double at powers of two: more than one count, so that a lucky one does not stand for all.
     counts = (20_000,) if conditions.quick else (100_000, 140_000)
     rows = [_row("tasks", count, BODY_BYTES, _of_task(conditions, count)) for count in counts]

@@ -19,7 +19,7 @@ import psutil
 from .apps import ENVIRONMENT
 from .backlog import BODY_BYTES, Backlog
 from .conditions import Conditions
-from .report import Row
+from .report import Results, Row
 from .workers import Bench
 
 MEGABYTE = 1024 * 1024
@@ -28,7 +28,7 @@ MEGABYTE = 1024 * 1024
 TARGET = 60
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     few, many = (2_000, 50_000) if conditions.quick else (10_000, 1_000_000)
     with conditions.server() as server, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "jobs")

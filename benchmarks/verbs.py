@@ -30,7 +30,7 @@ from celery_delayq.store import Store
 from .backlog import DAY_US
 from .burst import BARE as BARE_DISPATCH
 from .conditions import Conditions
-from .report import Row, Spread
+from .report import Results, Row, Spread
 
 #: Jobs of one block; where each is a call of its own, or two, so many.
 BLOCK, SINGLES = 1000, 200
@@ -309,7 +309,7 @@ def _growth(name: str, contests: Sequence[Contest], sites: Sequence[Site], turns
     return rows
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     counts, rounds = ((10_000, 100_000), 5) if conditions.quick else ((10_000, 100_000, 1_000_000), 20)
     with conditions.server() as server:
         sites = [Site(server.url(), count, 1000) for count in counts]
@@ -318,7 +318,7 @@ def run(conditions: Conditions) -> list[Row]:
         return _compare("verbs", sites, rounds, most=1.5)
 
 
-def run_ten_million(conditions: Conditions) -> list[Row]:
+def run_ten_million(conditions: Conditions) -> Results:
     """The same with ten million small jobs: some minutes, and three gigabytes for Redis.
 
     How much more they cost than ten thousand informs only: those lie in the processor's caches, and the bare way, too,

@@ -20,7 +20,7 @@ from celery_delayq.zset_program import client_for
 
 from .backlog import BODY_BYTES
 from .conditions import Conditions
-from .report import Row, Spread, percentile
+from .report import Results, Row, Spread, percentile
 
 DELAYED, READY = "delayed", "ready"
 
@@ -139,7 +139,7 @@ def _lateness(server: RedisServer, client: redis.Redis, conditions: Conditions) 
     return rows
 
 
-def run(conditions: Conditions) -> list[Row]:
+def run(conditions: Conditions) -> Results:
     with conditions.server() as server, server.client() as client:
         rows = [row for batch in BATCHES for row in _rates(server, client, conditions, batch)]
         return rows + _lateness(server, client, conditions)
