@@ -18,12 +18,13 @@ from kombu.exceptions import OperationalError
 from kombu.transport.redis import Channel, SentinelTransport, Transport
 from kombu.transport.virtual import Channel as VirtualChannel
 from kombu.transport.virtual import QoS as VirtualQoS
-from kombu.utils.json import dumps
+from kombu.utils.json import JSONEncoder
 from redis.exceptions import OutOfMemoryError
 
 from . import failover
 from .delivery import Delivery
 from .job import Adopted, OnConflict, Origin, Put
+from .keeping import Keeping
 from .keys import Keys
 from .liveness import Liveness
 from .store import Store
@@ -35,9 +36,13 @@ class _Link:
     its deliveries.
 
     Attributes:
+        pool: the channel's.
+        keeping: what stands for it where we put often.
         checked: the version of the key space is known to be one that we know.
     """
 
+    pool: redis.ConnectionPool
+    keeping: Keeping | None
     store: Store
     shards: dict[int, Store] = field(default_factory=dict)
     deliveries: dict[str, Delivery] = field(default_factory=dict)
@@ -49,6 +54,9 @@ class _Link:
             self.store.check_version()
             self.checked = True
 
+
+#: As Kombu's ``dumps``, which makes one for each message: that takes longer than to encode it.
+dumps = JSONEncoder().encode
 
 #: Weak, and no value refers to its channel: a closed channel takes its link along.
 _links: WeakKeyDictionary[Channel, _Link] = WeakKeyDictionary()
@@ -120,15 +128,27 @@ def _link(channel: Channel, prefix: str, *, leases: bool = False) -> _Link:
         watch.settle()
     link = _links.get(channel)
     # After a fork, and after a lost connection, the channel has another pool.
-    if link is None or link.store.client.connection_pool is not pool or link.store.keys.prefix != prefix:
+    if link is None or link.pool is not pool or link.store.keys.prefix != prefix:
+        # Connections to a master that Sentinel has replaced are the pool's to find; and who may have one only has none
+        # to keep.
+        keeping = Keeping(pool) if watch is None and pool.max_connections > 1 else None
         # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
-        client = redis.Redis(connection_pool=pool)
+        stands: Any = keeping or pool
+        client = redis.Redis(connection_pool=stands)
         database = int(pool.connection_kwargs.get("db") or 0)
         if watch is not None:
             connection = channel.connection.client
             connection.transport_options = quick_to_find_a_master(connection.transport_options)
-        link = _links[channel] = _Link(Store(client, Keys(prefix, channel.global_keyprefix, database), leases=leases))
+        store = Store(client, Keys(prefix, channel.global_keyprefix, database), leases=leases)
+        link = _links[channel] = _Link(pool, keeping, store)
     return link
+
+
+def give_back(channel: object) -> None:
+    """Leave the connection that we keep of that channel to Kombu, before it needs one."""
+    link = _links.get(channel) if isinstance(channel, Channel) else None
+    if link is not None and link.keeping is not None:
+        link.keeping.give_back()
 
 
 def queues_of(channel: VirtualChannel, exchange: str, routing_key: str) -> list[str] | None:
@@ -279,15 +299,21 @@ def adopt(
     channel = message.channel
     link = _link(channel, prefix)
     link.check_version()
-    return link.store.adopt(
-        job,
-        _delivery(channel, link, job.topic),
-        on_conflict,
-        message.delivery_tag if channel.ack_emulation else "",
-        (f"{channel.global_keyprefix}{channel.unacked_key}", f"{channel.global_keyprefix}{channel.unacked_index_key}"),
-        least_us=least_us,
-        silence_us=silence_us,
-    )
+    try:
+        return link.store.adopt(
+            job,
+            _delivery(channel, link, job.topic),
+            on_conflict,
+            message.delivery_tag if channel.ack_emulation else "",
+            (
+                f"{channel.global_keyprefix}{channel.unacked_key}",
+                f"{channel.global_keyprefix}{channel.unacked_index_key}",
+            ),
+            least_us=least_us,
+            silence_us=silence_us,
+        )
+    finally:
+        give_back(channel)
 
 
 def forget(message: Message) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -37,12 +36,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A countdown (us) that is longer may end when no due time can be kept any more: a hundred years.
+FAR_US = 100 * 365 * 24 * 3600 * SECOND_US
+
 #: Options of ours for ``apply_async``, signatures and task attributes. None of them enters a message.
 OPTIONS = ("on_conflict", "max_wait", "late", "grace")
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """What the caller of one publish asked of us.
 
     Attributes:
@@ -72,9 +73,9 @@ def read_options(
     given = {name: options.pop(name) for name in OPTIONS if name in options}
     word = given.get("on_conflict")
     if word is None:
-        word = getattr(task, "on_conflict", None) or OnConflict.REPLACE
+        word = getattr(task, "on_conflict", None) or None
     try:
-        on_conflict = OnConflict(word)
+        on_conflict = OnConflict.REPLACE if word is None else OnConflict(word)
     except ValueError:
         raise ValueError(f'on_conflict must be "error", "keep" or "replace", not {shortened(word)}') from None
     return Wish(
@@ -251,15 +252,18 @@ class Publishing:
         settings = self._settings()
         if not eta or not (settings.intercept or wish.explicit):
             return None
+        least = 0 if wish.explicit else settings.min_delay
+        # A handler of before_task_publish may have set another eta; then that one holds.
+        if wish.countdown is not None and eta == wish.counted_eta:
+            in_us = round(wish.countdown * SECOND_US)
+            if in_us > FAR_US:
+                checked_due_us(read_eta(eta))
+            return None if least > 0 and wish.countdown < least else {"in_us": in_us}
         moment = read_eta(eta)
         at_us = checked_due_us(moment)
-        # A handler of before_task_publish may have set another eta; then that one holds.
-        countdown = wish.countdown if eta == wish.counted_eta else None
-        if not wish.explicit and settings.min_delay > 0:
-            delay = countdown if countdown is not None else (moment - datetime.now(timezone.utc)).total_seconds()
-            if delay < settings.min_delay:
-                return None
-        return {"at_us": at_us} if countdown is None else {"in_us": round(countdown * SECOND_US)}
+        if least > 0 and (moment - datetime.now(timezone.utc)).total_seconds() < least:
+            return None
+        return {"at_us": at_us}
 
     def refuse(self, connection: Any, wish: Wish) -> None:
         """Nothing can wait for that broker: say so, once; to who asked for us by name, as an error."""
@@ -346,6 +350,7 @@ class _Delaying:
         **options: Any,
     ) -> Any:
         def stock() -> Any:
+            broker.give_back(self.channel)  # type: ignore[attr-defined]  # of the producer
             return super(_Delaying, self)._publish(  # type: ignore[misc]  # the producer's own class comes next
                 body,
                 priority,

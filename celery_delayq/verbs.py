@@ -51,7 +51,7 @@ def digest_of(body: bytes | None) -> str:
     return "" if body is None else hashlib.sha1(body, usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that takes three times as long to make
 class Call(Generic[T]):
     """One call of a script.
 
