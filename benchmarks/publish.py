@@ -1,6 +1,8 @@
 """How fast one process publishes delayed tasks one by one, ``apply_async(countdown=…)``, through us and natively.
 
-Blocks of the two alternate, short ones, so that whatever else the machine does meets both.
+Blocks of the two alternate, short ones, so that whatever else the machine does meets both. No worker runs: a native one
+would take each message and hold it, which costs it and Redis more than the publishing. As a dispatcher of ours would,
+each block leaves the sign that one lives.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 
+from .backlog import Backlog
 from .conditions import Conditions
 from .report import Results, Row, Spread
 from .workers import Bench
@@ -32,7 +35,9 @@ def run(conditions: Conditions) -> Results:
         for bench in (ours, native):
             _block(bench)
         taken: list[tuple[float, float]] = []
+        store = Backlog(ours).store
         for _ in range(rounds):
+            store.tick(beat="benchmark")
             gc.collect()  # else garbage of the one is collected in the time of the other
             taken.append((_block(ours), _block(native)))
     ratio = Spread.of(natively / here for here, natively in taken)
@@ -44,7 +49,7 @@ def run(conditions: Conditions) -> Results:
             f"{rates[0].median:.0f}",
             f"native {rates[1].median:.0f}",
             ratio,
-            "ratio >= 1.0",
-            ratio.median >= 1.0,
+            "ratio >= 1.3",
+            ratio.median >= 1.3,
         )
     ]

@@ -17,7 +17,7 @@ from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
 from .adoption import Adoption, Silence, Take
-from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep
+from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep, RecordStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .crew import Crew
@@ -86,6 +86,7 @@ class DelayQ(Control, DeadLetters):
             app.steps["worker"].update((DispatcherStep, CheckUpStep))
             app.steps["consumer"].add(AdoptionStep)
             app.steps["consumer"].add(MasterStep)
+            app.steps["consumer"].add(RecordStep)
             app.user_options["worker"].add(
                 Option(
                     ["--no-delayq-dispatch"],

@@ -9,7 +9,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.control import inspect_command
 
-from . import broker
+from . import broker, unacked
 from .adoption import Adopting, Adoption
 from .clock import SECOND_US, from_us
 from .crew import Crew
@@ -83,6 +83,16 @@ class MasterStep(bootsteps.StartStopStep):
         if consumer.event_dispatcher is not None:
             # Where the worker says that it leaves, before it connects anew.
             broker.follow_master(consumer.event_dispatcher.connection)
+
+
+class RecordStep(bootsteps.StartStopStep):
+    """Has the worker write down its deliveries with less work, on each new connection."""
+
+    requires = ("celery.worker.consumer:Tasks",)
+    label = "DelayQ record"
+
+    def start(self, consumer: Any) -> None:
+        unacked.join(consumer.task_consumer.channel)
 
 
 def _sends_task_events(worker: Any) -> bool:

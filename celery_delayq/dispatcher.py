@@ -26,6 +26,7 @@ from .errors import DelayQError
 from .fleet import Standing, farewell
 from .job import Tell, Upcoming
 from .observers import Observers
+from .redis_clock import RedisClock
 from .store import Dispatched, Store, Tick
 from .subscription import Subscription
 
@@ -252,6 +253,7 @@ class Dispatcher:
 
     def _new_standing(self, *, alone: bool = False) -> None:
         self._alone = alone
+        self._clock = RedisClock()
         self._listened = 0.0
         self._standing = Standing(self._name, self._max_poll_interval, self._chance)
 
@@ -335,27 +337,27 @@ class Dispatcher:
         asked = monotonic()
         beat = self._name if self._standing.should_beat(asked) else ""
         tick = store.tick(topics=self._topics or (), beat=beat, aloud=not self._alone, now_us=now_us)
-        seen = _midway(asked)
+        seen = monotonic()
+        self._clock.hear(asked, seen, tick.now_us)
         if beat:
             self._standing.has_beaten(seen)
         self._begin_pass()
         if tick.aside and self._finish is not None:
             self._finish()
         moved = dropped = orphans = tried = 0
-        deadline = self._deadline(seen, tick.now_us, tick.next)
+        deadline = self._deadline(tick.now_us, tick.next)
         expired = self._way.expired(store, tick) if tick.expired else []
         for upcoming in (*tick.due, *expired):
             if self._stopping.is_set():
                 break
             if self._refused.get(upcoming.topic, 0.0) <= seen:
-                asked = monotonic()
                 done = self._dispatch(store, upcoming, now_us=now_us)
                 if done is not None:
                     tried += 1
                     moved += done.moved
                     dropped += done.dropped
                     orphans += done.orphans
-                    deadline = self._following(asked, done)
+                    deadline = self._following(done)
         if moved:
             logger.debug("delayq dispatcher: moved %d tasks of %d queues", moved, tried)
         # Where nothing could leave, as from a queue that was paused since the tick, looking at once again is idle.
@@ -372,13 +374,12 @@ class Dispatcher:
     def _hand_over(self, store: Store, upcoming: Upcoming) -> Deadline | None:
         """Dispatch what we have waited for. None: more is due, look at all."""
         self._begin_pass()
-        asked = monotonic()
         done = self._dispatch(store, upcoming)
         if done is None or done.left or (done.next and done.next.due_us <= done.now_us):
             return None
         if self._is_alien(done.next):
             return None
-        return self._deadline(_midway(asked), done.now_us, done.next)
+        return self._deadline(done.now_us, done.next)
 
     def _dispatch(self, store: Store, upcoming: Upcoming, *, now_us: int | None = None) -> Dispatched | None:
         """One batch of one topic. None: Redis refuses this topic, and only this; the others must go on."""
@@ -392,6 +393,7 @@ class Dispatcher:
             self._refused[topic] = started + REFUSED_PAUSE
             logger.error("delayq dispatcher: the tasks of queue %r wait: %s", topic, error)
             return None
+        self._clock.hear(started, monotonic(), done.now_us)
         self._refused.pop(topic, None)
         self.counts.moved += done.moved
         self.counts.dropped += done.dropped
@@ -413,28 +415,20 @@ class Dispatcher:
         """Whether what comes next of all is not ours to serve. Then we do not know what comes next of ours."""
         return self._topics is not None and upcoming is not None and upcoming.topic not in self._topics
 
-    def _following(self, asked: float, done: Dispatched) -> Deadline:
-        """When to look again after a dispatch that was asked for at *asked* (s, monotonic)."""
+    def _following(self, done: Dispatched) -> Deadline:
+        """When to look again after a dispatch."""
         if self._is_alien(done.next):
             return Deadline(monotonic() + SOON, None)
-        return self._deadline(_midway(asked), done.now_us, done.next)
+        return self._deadline(done.now_us, done.next)
 
-    def _deadline(self, seen: float, now_us: int, upcoming: Upcoming | None) -> Deadline:
-        """When to look again, if Redis's clock was *now_us* at *seen* (s, monotonic).
+    def _deadline(self, now_us: int, upcoming: Upcoming | None) -> Deadline:
+        """When to look again, if Redis's clock was *now_us* at what was just heard of it.
 
-        Only the distance between two readings of Redis's clock counts, so ours need not agree with it.
+        One that comes too early hands nothing over and is set anew.
         """
+        seen = monotonic()
         poll = seen + self._max_poll_interval if self._alone else self._standing.next_beat(seen)
         if upcoming is None or upcoming.due_us <= now_us:  # due already, and yet left: refused for now
             return Deadline(poll, None)
-        due = seen + (upcoming.due_us - now_us) / SECOND_US
+        due = self._clock.when(upcoming.due_us)
         return Deadline(due, upcoming) if due <= poll else Deadline(poll, None)
-
-
-def _midway(asked: float) -> float:
-    """When Redis read its clock (s, monotonic), if it was asked at *asked* and has just answered.
-
-    A script reads the clock first, so it was rather before than after half of the time. A deadline that comes too early
-    all the same hands nothing over and is set anew.
-    """
-    return (asked + monotonic()) / 2

@@ -14,8 +14,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from celery import Celery
+from celery.app.amqp import AMQP
 from celery.utils.imports import instantiate
 from kombu import Exchange, Producer, Queue
 
@@ -27,12 +30,9 @@ from .events import Events, fields_of
 from .home import Home
 from .job import OnConflict, Put
 from .message import DUE_PROPERTY, encode_body, envelope, read_eta, without_due, without_eta
+from .plain_repr import plain_repr
 from .routing import Route, topic_of
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from celery import Celery
-    from celery.app.amqp import AMQP
 
 logger = logging.getLogger(__name__)
 
@@ -208,13 +208,41 @@ class Publishing:
         when = options.pop(_WHEN, None)
         if when is not None:  # by send_task, which gives these two by their places
             args = (*args[:4], *when, *args[6:])
-        message = stock(*args, **options)
         countdown = options["countdown"] if "countdown" in options else args[4] if len(args) > 4 else None
+        if countdown and getattr(stock, "__func__", None) is AMQP.as_task_v2:
+            self._shorten(args, options)
+        message = stock(*args, **options)
         if not countdown:
             return message
         counted = _CountedMessage(*message)
         counted.countdown = countdown
         return counted
+
+    def _shorten(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Give Celery's own function what it would come to itself, on longer ways: what time it is, and the text of
+        plain arguments.
+        """
+        if self._is_utc:
+            options.setdefault("now", datetime.now(timezone.utc))
+        if len(args) < 4:
+            return
+        most_args, most_kwargs = self._reprs
+        if options.get("argsrepr") is None:
+            options["argsrepr"] = plain_repr(args[2] or (), most_args)
+        if options.get("kwargsrepr") is None:
+            options["kwargsrepr"] = plain_repr(args[3] or {}, most_kwargs)
+
+    @cached_property
+    def _is_utc(self) -> bool:
+        return str(self._app.timezone) == "UTC" and type(self._app).now is Celery.now and "now" not in vars(self._app)
+
+    @cached_property
+    def _reprs(self) -> tuple[int, int]:
+        """How long the texts of the arguments may become; 0 if not even a flat one is to be shown."""
+        amqp = self._app.amqp
+        if self._app.conf.get("task_repr_maxlevels", 1) < 1:  # new in Celery 5.7
+            return 0, 0
+        return amqp.argsrepr_maxsize, amqp.kwargsrepr_maxsize
 
     def send(self, stock: Callable[..., Any], producer: Any, name: str, message: Any, **options: Any) -> Any:
         """Stand in for ``amqp.send_task_message``: the same call, with a producer that puts what is delayed."""

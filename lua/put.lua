@@ -101,6 +101,47 @@ local function head(schedule)
   return tonumber(redis.call('ZRANGE', schedule, 0, 0, 'WITHSCORES')[2] or nil)
 end
 
+-- The common case, with a third of the work: one plain job with a new id, behind the head of its topic, at a due time
+-- that no other has. Then nothing changes but its own two entries. True: it is stored; else nothing is, and what follows
+-- has to judge.
+local function put_behind()
+  local id, text = ARGV[first_job + 1], ARGV[first_job + 2]
+  local due = tonumber(text)
+  if id == '' or not due or due % 1 ~= 0 or due >= 2 ^ 53 then
+    return false
+  end
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000000 + time[2]
+  end
+  if string.byte(text) == 43 then -- '+': from now
+    due = now + due
+  end
+  local first = head(KEYS[5])
+  if not first or due <= first or due < now or due > LATEST - 999 or not head(KEYS[1])
+    or redis.call('HGET', KEYS[2], ARGV[8]) ~= ARGV[9] or redis.call('HGET', KEYS[6], id)
+    or redis.call('ZCOUNT', KEYS[5], due, due + 999) > 0 then
+    return false
+  end
+  if silence then
+    local beat = tonumber(redis.call('GET', KEYS[4]) or nil)
+    if not beat or now - beat > silence then
+      return false
+    end
+  end
+  redis.call('HSET', KEYS[6], id, ARGV[first_job + 6])
+  redis.call('ZADD', KEYS[5], due, id)
+  return true
+end
+
+if topic_count == 1 and not is_batch and not has_leases and ARGV[first_job] == '1' and ARGV[first_job + 3] == '0'
+  and ARGV[first_job + 4] == '' and ARGV[first_job + 5] == '' then
+  local read, stored = pcall(put_behind)
+  if read and stored then
+    return {'OK', 1, 0}
+  end
+end
+
 -- Everything is read and judged before the first write: what fails here has changed nothing. That is also the check
 -- of types: what will be written is read here, and a foreign type raises.
 local heads, holds, deliveries, jobs, seen, index_head = {}, {}, {}, {}, {}, nil

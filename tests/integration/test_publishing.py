@@ -399,3 +399,41 @@ def test_two_apps_do_not_touch_each_other(make_app: Callable[..., Celery], insid
 def body_of(message: dict[str, Any]) -> Any:
     """A JSON message's (args, kwargs, embed)."""
     return json.loads(base64.b64decode(message["body"]))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((), {}),
+        ((1, "a", None, 2.5), {"b": True}),
+        (("it's", "\n", [1, (2,)]), {"c": {"d": "e"}}),
+        ([1], {"x": "y" * 2000}),
+    ],
+)
+@pytest.mark.parametrize("conf", [{}, {"task_repr_maxlevels": 0}, {"timezone": "Asia/Kolkata"}, {"enable_utc": False}])
+def test_the_texts_of_arguments_and_of_the_eta_are_celerys(
+    make_app: Callable[..., Celery], conf: dict[str, Any], args: Any, kwargs: Any
+) -> None:
+    """What we compute in Celery's place is what Celery computes."""
+    headers = []
+    for joined in (False, True):
+        create = make_app(joined=joined, **conf).amqp.create_task_message
+        headers.append(create("id", "t", args, kwargs, 3600.0)[0])
+    stock, ours = headers
+
+    eta, stock_eta = (datetime.fromisoformat(found.pop("eta")) for found in (ours, stock))
+    assert abs(eta - stock_eta) < timedelta(minutes=1)
+    assert eta.utcoffset() == stock_eta.utcoffset()
+    assert {**ours, "origin": ""} == {**stock, "origin": ""}
+
+
+def test_a_time_of_the_apps_own(make_app: Callable[..., Celery]) -> None:
+    """Who overrides ``app.now`` is asked what time it is."""
+
+    class Late(Celery):
+        def now(self) -> datetime:
+            return SOON
+
+    headers = make_app(Late).amqp.create_task_message("id", "t", (), {}, 60)[0]
+
+    assert headers["eta"] == (SOON + timedelta(seconds=60)).isoformat()
