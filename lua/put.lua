@@ -117,10 +117,9 @@ local function put_behind()
   if string.byte(text) == 43 then -- '+': from now
     due = now + due
   end
-  local first = head(KEYS[5])
-  if not first or due <= first or due < now or due > LATEST - 999 or not head(KEYS[1])
-    or redis.call('HGET', KEYS[2], ARGV[8]) ~= ARGV[9] or redis.call('HGET', KEYS[6], id)
-    or redis.call('ZCOUNT', KEYS[5], due, due + 999) > 0 then
+  if due <= now or due > LATEST - 999 or redis.call('ZCOUNT', KEYS[5], '-inf', due - 1) == 0
+    or redis.call('ZCOUNT', KEYS[5], due, due + 999) > 0 or redis.call('ZCARD', KEYS[1]) == 0
+    or redis.call('HGET', KEYS[2], ARGV[8]) ~= ARGV[9] or redis.call('HGET', KEYS[6], id) then
     return false
   end
   if silence then
