@@ -1,7 +1,7 @@
 """The broker's Redis as Kombu knows it: which queues a message goes to, under which keys, over which connections.
 
-The only module that reads Kombu's Redis transport. Connections come from Kombu's own pools, so that TLS, Sentinel,
-ACL users, credential providers, sockets and database numbers need no settings of ours.
+With :mod:`~celery_delayq.unacked` the only module that reads Kombu's Redis transport. Connections come from Kombu's own
+pools, so that TLS, Sentinel, ACL users, credential providers, sockets and database numbers need no settings of ours.
 """
 
 from __future__ import annotations
