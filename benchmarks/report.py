@@ -78,6 +78,13 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
+def cumulative(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The line of a distribution, from 0.5 % to 99.9 %: *values*, and the share (%) that lies below each."""
+    cuts = statistics.quantiles(values, n=1000, method="inclusive")
+    shares = (5, *range(10, 1000, 10), 995, 999)
+    return tuple(cuts[share - 1] for share in shares), tuple(share / 10 for share in shares)
+
+
 def table(rows: Iterable[Row]) -> str:
     """*rows* as a Markdown table that can also be read as it is."""
     verdicts = {True: "met", False: "NOT MET", None: ""}
