@@ -13,6 +13,7 @@ from pathlib import Path
 from . import (
     bulk,
     burst,
+    cancelled,
     consumers,
     control,
     failover,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Results]] = {
     "storage": storage.run,
     "transfer": transfer.run,
     "runs": runs.run,
+    "cancelled": cancelled.run,
     "memory": memory.run,
     "lateness": lateness.run,
     "precision": precision.run,

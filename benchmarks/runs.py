@@ -138,5 +138,5 @@ def _killed(conditions: Conditions, tasks: int, delay: float, timeout: int) -> l
 
 def run(conditions: Conditions) -> Results:
     tasks = 20 if conditions.quick else 50
-    beyond, killed = ((9.0, 4), (18.0, 24)) if conditions.quick else ((15.0, 4), (30.0, 45))
+    beyond, killed = ((6.0, 3), (16.0, 21)) if conditions.quick else ((15.0, 4), (30.0, 45))
     return [*_long_delays(conditions, tasks, *beyond), *_killed(conditions, tasks, *killed)]

@@ -43,10 +43,14 @@ def _ours(bench: Bench, backlog: Backlog, count: int) -> tuple[float, float]:
     return ready, _finish(bench, count, instant)
 
 
-def _native(bench: Bench, mould: Mould, count: int) -> tuple[float, float]:
-    """Seconds for which the worker took its tasks beforehand, and from the instant until the last has started."""
+def _native(bench: Bench, mould: Mould, count: int, expected: float) -> tuple[float, float]:
+    """Seconds for which the worker took its tasks beforehand, and from the instant until the last has started.
+
+    Args:
+        expected: how long the taking lasts at most (s).
+    """
     began = time.time()
-    instant = began + 3.0 + count / 1000
+    instant = began + expected
     send(bench, (mould.message(due=instant) for _ in range(count)))
     wait_until(lambda: bool(bench.broker.hlen("unacked") == count), "the native worker takes all tasks")
     holds = time.time()
@@ -72,7 +76,8 @@ def run(conditions: Conditions) -> Results:
         for bench in (ours, native):
             workers.enter_context(bench.worker("-P", "threads", "-c", "4"))
         for _ in range(rounds):
-            here, there = _ours(ours, backlog, count), _native(native, mould, count)
+            expected = 1.5 * taken[-1][2] + 1.0 if taken else 3.0 + count / 500
+            here, there = _ours(ours, backlog, count), _native(native, mould, count, expected)
             taken.append((*here, *there, _at_once(native, mould, count)))
     ready, ran, beforehand, natively, at_once = (Spread.of(column) for column in zip(*taken, strict=True))
     until = f"s from the instant until the last of {count:,} tasks has started"
