@@ -107,10 +107,12 @@ class Site:
         self._measure("put", [lambda job=job: store.put([job], deliveries) for job in jobs])
 
     def get(self) -> None:
-        self._measure("get", [lambda id=id: self._delayq.get(id) for id in self._some(GETS)])
+        self._measure("get", [lambda task_id=task_id: self._delayq.get(task_id) for task_id in self._some(GETS)])
 
     def cancel(self) -> None:
-        self._measure("cancel", [lambda id=id: self._delayq.cancel(id) for id in self._some(CANCELS)])
+        self._measure(
+            "cancel", [lambda task_id=task_id: self._delayq.cancel(task_id) for task_id in self._some(CANCELS)]
+        )
 
     def page(self) -> None:
         store = self.backlog.store
