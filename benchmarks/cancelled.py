@@ -2,9 +2,9 @@
 
 The same call for both, ``app.control.revoke`` with many ids, at the same time, each with a worker and a server of its
 own. Of ours, the store forgets the tasks. Native workers note the ids in their memory; the tasks stay there, and
-unacknowledged in Redis, until they are due, and then longer where there are many: an idle worker drops some twenty a second.
-And a worker that is started anew knows of no note: there can be a file for that (``--statedb``), which is not the
-default; other workers would tell it, where not all are restarted, as in a deploy. Here there is one.
+unacknowledged in Redis, until they are due, and then longer where there are many: an idle worker drops some twenty a
+second. And a worker that is started anew knows of no note: there can be a file for that (``--statedb``), which is not
+the default; other workers would tell it, where not all are restarted, as in a deploy. Here there is one.
 """
 
 from __future__ import annotations
