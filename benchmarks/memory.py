@@ -66,7 +66,7 @@ def _fill_native(bench: Bench) -> Callable[[int], None]:
         before = int(bench.broker.hlen(UNACKED[0]))
         send(bench, (mould.message(number, due) for number in range(count)))
         wait_until(
-            lambda: bool(bench.broker.hlen(UNACKED[0]) >= before + count), "the native worker takes all tasks", 600
+            lambda: bool(bench.broker.hlen(UNACKED[0]) >= before + count), "the native worker takes all tasks", 1800
         )
 
     return fill
