@@ -22,6 +22,7 @@ from . import (
     leases,
     memory,
     observability,
+    peers,
     precision,
     publish,
     scaling,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Results]] = {
     "observability": observability.run,
     "leases": leases.run,
     "zset": zset.run,
+    "peers": peers.run,
     "verbs": verbs.run,
     "consumers": consumers.run,
 }
@@ -66,13 +68,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short run with rough figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--redis", metavar="PROGRAM", help="the server to start; else the newest that is found")
+    parser.add_argument("--environments", type=Path, metavar="FOLDER", help="where `peers` keeps the others' packages")
     chosen = parser.parse_args()
     known = BENCHMARKS | ON_REQUEST
     unknown = set(chosen.names) - set(known)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
-    conditions = Conditions(chosen.redis or newest_server(), chosen.quick)
+    conditions = Conditions(chosen.redis or newest_server(), chosen.quick, chosen.environments)
     results: list[Row | Series] = []
     for name in chosen.names or BENCHMARKS:
         print(f"{name} …", end="", file=sys.stderr, flush=True)

@@ -105,7 +105,7 @@ def _fleet(store: Store, size: int) -> Iterator[Fleet]:
             process.wait()
 
 
-def _commands(client: redis.Redis, seconds: float) -> float:
+def commands_a_second(client: redis.Redis, seconds: float) -> float:
     """Commands a second that clients send."""
     count = 0
     with client.monitor() as monitor:
@@ -168,7 +168,7 @@ def run(conditions: Conditions) -> Results:
             client.flushall()
             _put(store, [store.now_us() + 3600 * SECOND_US])
             with _fleet(store, size):
-                idle = _commands(client, idle_seconds)
+                idle = commands_a_second(client, idle_seconds)
                 busy[size] = _script_calls(store, busy_seconds)
             dispatchers = f"{size} dispatcher{'s' * (size > 1)}"
             rows.append(

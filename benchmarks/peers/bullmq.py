@@ -1,0 +1,11 @@
+"""BullMQ, on Node."""
+
+from .system import System
+
+BULLMQ = System(
+    name="BullMQ",
+    program="with_bullmq.cjs",
+    requirements=("bullmq@>=6.7 <7", "ioredis@>=5.4 <6"),
+    settings="removeOnComplete; lock and stalled interval as they come, 30 s",
+    cannot="take tasks of a Celery app",
+)

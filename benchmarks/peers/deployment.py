@@ -1,0 +1,160 @@
+"""One system on one server: somebody who puts jobs, workers, and what was run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import redis
+
+from benchmarks.workers import wait_until
+from celery_delayq.embedded import RedisServer
+
+from .environment import PROGRAMS, Runtime
+from .system import System
+
+#: How many jobs a worker may run at once, where one process can run more than one.
+CONCURRENCY = 10
+
+#: Size (bytes) of what each job carries beside its id.
+PAYLOAD_BYTES = 200
+
+#: After how long (s) the jobs of a killed worker are given out anew, where that can be set.
+RECOVER = 10
+
+#: A job: its id, and when it is due (s).
+Job = tuple[str, float]
+
+
+def jobs(dues: Iterable[float]) -> list[Job]:
+    """A new job for each due time."""
+    return [(str(uuid.uuid4()), due) for due in dues]
+
+
+class Deployment:
+    """A system that has database 0 of *server* for itself, and records in database 1 what it has run.
+
+    A context manager: the server is emptied and the program that puts jobs is started when it is entered.
+
+    Args:
+        hold: how long (s) each job takes.
+    """
+
+    def __init__(self, system: System, runtime: Runtime, server: RedisServer, *, hold: float = 0.0) -> None:
+        self.system = system
+        self.server = server
+        self._command = runtime.command
+        self._environ = {
+            **os.environ,
+            **runtime.environ,
+            "PEER_NAME": system.name,
+            "PEER_BROKER": server.url(0),
+            "PEER_RECORDS": server.url(1),
+            "PEER_CONCURRENCY": str(CONCURRENCY),
+            "PEER_RECOVER": str(RECOVER),
+            "PEER_PAYLOAD": str(PAYLOAD_BYTES),
+            "PEER_HOLD": str(hold),
+        }
+        self._records: redis.Redis = server.client(1)
+        self._putting: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] = tempfile.TemporaryFile()
+
+    def __enter__(self) -> Deployment:
+        self._records.flushall()
+        self._putting = self._start("put")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if exc_info[1] is not None:
+            self._log.seek(0)
+            print(f"\n{self.system.name}:\n{self._log.read()[-3000:].decode(errors='replace')}", file=sys.stderr)
+        if self._putting is not None:
+            _kill(self._putting)
+        self._log.close()
+        self._records.close()
+
+    def order(self, job: Job) -> None:
+        """Have one job put, as soon as the program comes to it."""
+        assert self._putting is not None and self._putting.stdin is not None
+        self._putting.stdin.write(f"{job[0]} {job[1]!r}\n".encode())
+        self._putting.stdin.flush()
+
+    def settle(self) -> None:
+        """Wait until all that was ordered is put.
+
+        Raises:
+            RuntimeError: the program has ended.
+        """
+        assert self._putting is not None and self._putting.stdin is not None and self._putting.stdout is not None
+        self._putting.stdin.write(b"\n")
+        self._putting.stdin.flush()
+        if self._putting.stdout.readline() != b"done\n":
+            raise RuntimeError(f"the program that puts jobs into {self.system.name} has ended")
+
+    def put(self, batch: Iterable[Job]) -> None:
+        """Put jobs, one by one."""
+        for job in batch:
+            self.order(job)
+        self.settle()
+
+    @contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker that has run a few jobs already, so all of it has started."""
+        process = self._start("work")
+        try:
+            warming = jobs([time.time()] * 20)
+            self.put(warming)
+            wait_until(lambda: self.ran() >= len(warming), f"start of a worker of {self.system.name}")
+            self._records.flushdb()
+            yield process
+        finally:
+            _kill(process)
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """A worker that may be far from ready; to be ended with :meth:`kill`."""
+        return self._start("work")
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL a worker with all of its children."""
+        _kill(process)
+
+    def ran(self) -> int:
+        """How many jobs have run to their end."""
+        return int(self._records.llen("records"))
+
+    def records(self) -> list[tuple[str, float]]:
+        """Id and start (s) of each run, in the order of their ends."""
+        lines = (line.decode().split() for line in self._records.lrange("records", 0, -1))
+        return [(id, float(started)) for id, started in lines]
+
+    def _start(self, verb: str) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE if verb == "put" else subprocess.DEVNULL
+        return subprocess.Popen(
+            [*self._command, verb],
+            cwd=PROGRAMS,
+            env=self._environ,
+            stdin=pipe,
+            stdout=pipe if verb == "put" else self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    # Its own session, so this reaches its children and nobody else.
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()

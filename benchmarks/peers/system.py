@@ -1,0 +1,29 @@
+"""A job system as the comparison sees it: how to have it, how it is set, and what it cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class System:
+    """One job system that works on Redis and takes jobs for later.
+
+    Its program, in the folder ``programs``, is started as ``… put`` or ``… work``; the environment variables of both
+    are those of :class:`~.deployment.Deployment`.
+
+    Attributes:
+        name: as its makers write it.
+        program: file name; a ``.cjs`` runs in Node, all others in Python.
+        requirements: what pip or npm is asked for, with the range of versions; none for what is installed here.
+        oldest_python: the oldest Python that it works with.
+        settings: how it is set, where that is not its default, and why.
+        cannot: what of ours it has not, for who chooses.
+    """
+
+    name: str
+    program: str
+    requirements: tuple[str, ...] = ()
+    oldest_python: tuple[int, int] = (3, 10)
+    settings: str = ""
+    cannot: str = ""
