@@ -10,8 +10,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 import redis
 
@@ -64,40 +64,43 @@ class Deployment:
             "PEER_HOLD": str(hold),
         }
         self._records: redis.Redis = server.client(1)
-        self._putting: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed at our end
+        self._producer: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Deployment:
         self._records.flushall()
-        self._putting = self._start("put")
+        self._producer = self._start("put")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if exc_info[1] is not None:
             self._log.seek(0)
             print(f"\n{self.system.name}:\n{self._log.read()[-3000:].decode(errors='replace')}", file=sys.stderr)
-        if self._putting is not None:
-            _kill(self._putting)
+        if self._producer is not None:
+            self.kill(self._producer)
         self._log.close()
         self._records.close()
 
     def order(self, job: Job) -> None:
-        """Have one job put, as soon as the program comes to it."""
-        assert self._putting is not None and self._putting.stdin is not None
-        self._putting.stdin.write(f"{job[0]} {job[1]!r}\n".encode())
-        self._putting.stdin.flush()
+        """Have one job put, as soon as the producer comes to it."""
+        self._tell(f"{job[0]} {job[1]!r}")
 
     def settle(self) -> None:
         """Wait until all that was ordered is put.
 
         Raises:
-            RuntimeError: the program has ended.
+            RuntimeError: the producer has ended.
         """
-        assert self._putting is not None and self._putting.stdin is not None and self._putting.stdout is not None
-        self._putting.stdin.write(b"\n")
-        self._putting.stdin.flush()
-        if self._putting.stdout.readline() != b"done\n":
+        self._tell("")
+        assert self._producer is not None
+        if self._producer.stdout is None or self._producer.stdout.readline() != b"done\n":
             raise RuntimeError(f"the program that puts jobs into {self.system.name} has ended")
+
+    def _tell(self, line: str) -> None:
+        assert self._producer is not None
+        assert self._producer.stdin is not None
+        self._producer.stdin.write(line.encode() + b"\n")
+        self._producer.stdin.flush()
 
     def put(self, batch: Iterable[Job]) -> None:
         """Put jobs, one by one."""
@@ -116,15 +119,22 @@ class Deployment:
             self._records.flushdb()
             yield process
         finally:
-            _kill(process)
+            self.kill(process)
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def restart(self) -> subprocess.Popen[bytes]:
         """A worker that may be far from ready; to be ended with :meth:`kill`."""
         return self._start("work")
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL a worker with all of its children."""
-        _kill(process)
+        """SIGKILL a program with all of its children."""
+        # Its own session, so this reaches its children and nobody else.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
     def ran(self) -> int:
         """How many jobs have run to their end."""
@@ -132,8 +142,8 @@ class Deployment:
 
     def records(self) -> list[tuple[str, float]]:
         """Id and start (s) of each run, in the order of their ends."""
-        lines = (line.decode().split() for line in self._records.lrange("records", 0, -1))
-        return [(id, float(started)) for id, started in lines]
+        lines: list[Any] = self._records.lrange("records", 0, -1)
+        return [(id, float(started)) for id, started in (line.decode().split() for line in lines)]
 
     def _start(self, verb: str) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE if verb == "put" else subprocess.DEVNULL
@@ -146,15 +156,3 @@ class Deployment:
             stderr=self._log,
             start_new_session=True,
         )
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    # Its own session, so this reaches its children and nobody else.
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()

@@ -143,7 +143,7 @@ def survival(deployment: Deployment, third: int, patience: float, after: float) 
             deployment.kill(worker)
         time.sleep(1.0)
         started_at = time.time()
-        second = deployment.start_worker()
+        second = deployment.restart()
         try:
             deadline = max(begin + 12.0, started_at) + patience
             while _distinct(deployment) < 3 * third and time.time() < deadline:

@@ -25,6 +25,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "put":
         harness.serve(put)
     else:
-        os.environ["dramatiq_worker_timeout"] = "100"
+        os.environ["dramatiq_worker_timeout"] = "100"  # noqa: SIM112  # its name
         command = [sys.executable, "-m", "dramatiq", "with_dramatiq", "--processes", "1"]
         os.execv(command[0], [*command, "--threads", str(harness.CONCURRENCY), "--skip-logging"])
