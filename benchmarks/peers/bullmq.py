@@ -6,6 +6,6 @@ BULLMQ = System(
     name="BullMQ",
     program="with_bullmq.cjs",
     requirements=("bullmq@>=6.7 <7", "ioredis@>=5.4 <6"),
-    settings="removeOnComplete; lock and stalled interval as they come, 30 s",
+    settings="removeOnComplete; lockDuration and stalledInterval 10 s, not 30",
     cannot="take tasks of a Celery app",
 )

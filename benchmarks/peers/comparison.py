@@ -137,7 +137,7 @@ def _survivals(conditions: Conditions, size: Size, runtimes: dict[System, Runtim
 
     def survive(system: System) -> str:
         with conditions.server() as server:
-            deployment = Deployment(system, runtimes[system], server, hold=0.1)
+            deployment = Deployment(system, runtimes[system], server, hold=turns.HOLD)
             try:
                 it = turns.survival(deployment, size.third, size.kill_patience, size.after)
             except (TimeoutError, RuntimeError) as error:

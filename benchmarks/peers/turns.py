@@ -20,6 +20,12 @@ RATE = 100
 #: How far ahead (s) of its due time a job is put for the lateness.
 AHEAD = 3.0
 
+#: How long (s) each job takes whose worker is killed.
+HOLD = 0.3
+
+#: How many jobs run at once where fewest do.
+FEWEST_AT_ONCE = 4
+
 #: The slowest (jobs a second) that anybody puts jobs for a burst.
 SLOWEST_PUT = 500
 
@@ -126,26 +132,27 @@ def survival(deployment: Deployment, third: int, patience: float, after: float) 
     """SIGKILL of the only worker, and another a second later.
 
     A third of the jobs have run by then; a third was due at once, and the worker is killed when a quarter of it has
-    run, so it holds some and runs some; the rest falls due when the second worker starts.
+    run, in the midst of some and with others at hand; the rest falls due when the second worker is there.
 
     Args:
-        deployment: one whose jobs take some time.
+        deployment: one whose jobs take :data:`HOLD`.
         third: how many jobs are a third.
         patience: how long (s) is waited for all to have run.
         after: how long (s) is then waited for more runs.
     """
     with deployment:
         with deployment.worker() as worker:
-            begin = time.time() + 3.0
-            early, middle, late = jobs([begin] * third), jobs([begin + 3.0] * third), jobs([begin + 12.0] * third)
-            deployment.put(early + middle + late)
+            begin, gap = time.time() + 3.0, third * HOLD / FEWEST_AT_ONCE + 4.0
+            dues = (begin, begin + gap, begin + 2 * gap)
+            deployment.put(jobs(due for due in dues for _ in range(third)))
             wait_until(lambda: deployment.ran() >= third + third // 4, f"runs by {deployment.system.name}")
+            time.sleep(HOLD / 2)  # not at the end of some, where it is luck whether they are acknowledged
             deployment.kill(worker)
         time.sleep(1.0)
         started_at = time.time()
         second = deployment.restart()
         try:
-            deadline = max(begin + 12.0, started_at) + patience
+            deadline = max(dues[-1], started_at) + patience
             while _distinct(deployment) < 3 * third and time.time() < deadline:
                 time.sleep(0.5)
             time.sleep(after)

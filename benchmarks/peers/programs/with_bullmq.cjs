@@ -36,7 +36,9 @@ function work() {
     }
     await records.rpush("records", `${data.id} ${started}`);
   };
-  new Worker(QUEUE, job, { connection, concurrency: Number(process.env.PEER_CONCURRENCY) });
+  const recover = Number(process.env.PEER_RECOVER) * 1000;
+  const options = { lockDuration: recover, stalledInterval: recover };
+  new Worker(QUEUE, job, { ...options, connection, concurrency: Number(process.env.PEER_CONCURRENCY) });
 }
 
 process.argv[2] === "put" ? put() : work();

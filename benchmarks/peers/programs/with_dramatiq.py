@@ -11,7 +11,9 @@ import dramatiq
 import harness
 from dramatiq.brokers.redis import RedisBroker
 
-dramatiq.set_broker(RedisBroker(url=harness.BROKER, heartbeat_timeout=harness.RECOVER * 1000))
+dramatiq.set_broker(
+    RedisBroker(url=harness.BROKER, heartbeat_timeout=harness.RECOVER * 1000, maintenance_chance=10_000)
+)
 job = dramatiq.actor(harness.run)
 
 

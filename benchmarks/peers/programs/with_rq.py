@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime, timezone
+from typing import Any
 
 import harness
 import redis
 import rq
+
+
+class Worker(rq.SimpleWorker):
+    """One that looks after jobs and schedulers of dead workers as often as we like; the pool's takes ten minutes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, maintenance_interval=harness.RECOVER)
 
 
 def put(id: str, due: float) -> None:
@@ -24,4 +32,4 @@ if __name__ == "__main__":
         harness.serve(put)
     else:
         command = [sys.executable, "-m", "rq.cli", "worker-pool", "-u", harness.BROKER, "-q", "-n", "4"]
-        os.execv(command[0], [*command, "-w", "rq.SimpleWorker"])
+        os.execv(command[0], [*command, "-w", "with_rq.Worker"])
