@@ -142,7 +142,7 @@ def _survivals(conditions: Conditions, size: Size, runtimes: dict[System, Runtim
                 it = turns.survival(deployment, size.third, size.kill_patience, size.after)
             except (TimeoutError, RuntimeError) as error:
                 return f"FAILED: {error}"
-        return f"{it.count - it.lost} of {it.count} ran, {it.doubled} of them twice, the last after {it.seconds:.0f} s"
+        return f"{it.count - it.lost} of {it.count} ran, {it.doubled} of them more than once, the last after {it.seconds:.0f} s"
 
     with ThreadPoolExecutor(len(runtimes)) as pool:
         return dict(zip(runtimes, pool.map(survive, runtimes), strict=True))

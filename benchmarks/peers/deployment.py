@@ -113,7 +113,7 @@ class Deployment:
         """A worker that has run a few jobs already, so all of it has started."""
         process = self._start("work")
         try:
-            warming = jobs([time.time()] * 20)
+            warming = jobs([time.time() + 1.0] * 20)  # ahead, so that they go the way of all
             self.put(warming)
             wait_until(lambda: self.ran() >= len(warming), f"start of a worker of {self.system.name}")
             self._records.flushdb()

@@ -16,7 +16,8 @@ class Worker(rq.SimpleWorker):
     """One that looks after jobs and schedulers of dead workers as often as we like; the pool's takes ten minutes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, maintenance_interval=harness.RECOVER)
+        # It looks after them between two waits for a job, and those end 15 s before its TTL.
+        super().__init__(*args, **kwargs, maintenance_interval=harness.RECOVER, worker_ttl=harness.RECOVER + 15)
 
 
 def put(id: str, due: float) -> None:
