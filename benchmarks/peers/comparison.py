@@ -54,7 +54,7 @@ class Size:
     burst: int = 10_000
     burst_patience: float = 120.0
     waiting: int = 20_000
-    idle_seconds: float = 20.0
+    idle_seconds: float = 30.0
     third: int = 100
     kill_patience: float = 180.0
     after: float = 30.0
@@ -142,7 +142,8 @@ def _survivals(conditions: Conditions, size: Size, runtimes: dict[System, Runtim
                 it = turns.survival(deployment, size.third, size.kill_patience, size.after)
             except (TimeoutError, RuntimeError) as error:
                 return f"FAILED: {error}"
-        return f"{it.count - it.lost} of {it.count} ran, {it.doubled} of them more than once, the last after {it.seconds:.0f} s"
+        ran = f"{it.count - it.lost} of {it.count} ran, {it.doubled} of them more than once"
+        return f"{ran}, the last after {it.seconds:.0f} s"
 
     with ThreadPoolExecutor(len(runtimes)) as pool:
         return dict(zip(runtimes, pool.map(survive, runtimes), strict=True))
