@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
@@ -51,16 +52,12 @@ BENCHMARKS: dict[str, Callable[[Conditions], Results]] = {
     "observability": observability.run,
     "leases": leases.run,
     "zset": zset.run,
-    "peers": peers.run,
     "verbs": verbs.run,
     "consumers": consumers.run,
 }
 
-#: Runs only where it is named: it takes long, and much memory.
-ON_REQUEST: dict[str, Callable[[Conditions], Results]] = {"ten-million": verbs.run_ten_million}
-
-#: Not among "all": it fetches other people's packages, and takes an hour.
-ONLY_BY_NAME = {"peers"}
+#: Run only where they are named: they take long, and much memory, or fetch other people's packages.
+ON_REQUEST: dict[str, Callable[[Conditions], Results]] = {"ten-million": verbs.run_ten_million, "peers": peers.run}
 
 
 def main() -> int:
@@ -78,9 +75,11 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
+    # As Ctrl-C does it: through every `with`, so that servers and workers end with us.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     conditions = Conditions(chosen.redis or newest_server(), chosen.quick, chosen.environments)
     results: list[Row | Series] = []
-    for name in chosen.names or [name for name in BENCHMARKS if name not in ONLY_BY_NAME]:
+    for name in chosen.names or BENCHMARKS:
         print(f"{name} …", end="", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:

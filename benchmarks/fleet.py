@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,11 +105,11 @@ def _fleet(store: Store, size: int) -> Iterator[Fleet]:
             process.wait()
 
 
-def commands_a_second(client: redis.Redis, seconds: float) -> float:
+def commands_a_second(client: redis.Redis, seconds: float, sleep: Callable[[float], None] = time.sleep) -> float:
     """Commands a second that clients send."""
     count = 0
     with client.monitor() as monitor:
-        time.sleep(seconds)
+        sleep(seconds)
         client.echo(END)
         for said in monitor.listen():
             if END in said["command"]:

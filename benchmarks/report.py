@@ -36,7 +36,6 @@ class Row:
         ratio: ours to the other, over the rounds; None where there is nothing to divide.
         target: what it should be; "" for a row that only informs.
         met: whether it is; None where there is no target.
-        note: what a table has no room for; for the JSON.
     """
 
     benchmark: str
@@ -46,7 +45,6 @@ class Row:
     ratio: Spread | None = None
     target: str = ""
     met: bool | None = None
-    note: str = ""
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)

@@ -7,7 +7,13 @@ CELERY_REDIS_PLUS = System(
     program="with_celery.py",
     requirements=("celery-redis-plus[redis]>=0.4,<0.5", "celery>=5.5,<5.8"),
     oldest_python=(3, 13),
-    settings="threads pool, acks_late and visibility timeout like ours; what is due within 60 s waits in the worker",
-    cannot="cancel, list or move a waiting task; hand over more than about a thousand a minute, for each queue and "
-    "worker, of what was put more than a minute ahead",
+    oldest_redis=(7, 0),
+    settings=("threads pool, acks_late and visibility_timeout 10 s, as ours",),
+    cannot=(
+        "keep what is due within a minute out of the workers: it waits there, as with stock Celery",
+        "hand over more than 1000 a minute, for each queue and worker, of what was put more than a minute ahead",
+        "look more often than once a minute for what a killed worker held",
+        "cancel, list or move a waiting task, beyond what stock Celery's revoke does",
+        "work on Python before 3.13 or on Redis before 7.0",
+    ),
 )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,10 @@ def jobs(dues: Iterable[float]) -> list[Job]:
     return [(str(uuid.uuid4()), due) for due in dues]
 
 
+class BrokenOff(Exception):
+    """The run has been broken off: so one learns it who waits in a thread, where no signal arrives."""
+
+
 class Deployment:
     """A system that has database 0 of *server* for itself, and records in database 1 what it has run.
 
@@ -46,9 +51,18 @@ class Deployment:
 
     Args:
         hold: how long (s) each job takes.
+        broken_off: set by who wants all waits for this system to end in :exc:`BrokenOff`.
     """
 
-    def __init__(self, system: System, runtime: Runtime, server: RedisServer, *, hold: float = 0.0) -> None:
+    def __init__(
+        self,
+        system: System,
+        runtime: Runtime,
+        server: RedisServer,
+        *,
+        hold: float = 0.0,
+        broken_off: threading.Event | None = None,
+    ) -> None:
         self.system = system
         self.server = server
         self._command = runtime.command
@@ -63,6 +77,8 @@ class Deployment:
             "PEER_PAYLOAD": str(PAYLOAD_BYTES),
             "PEER_HOLD": str(hold),
         }
+        self._broken_off = broken_off or threading.Event()
+        self._broker: redis.Redis = server.client(0)
         self._records: redis.Redis = server.client(1)
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed at our end
         self._producer: subprocess.Popen[bytes] | None = None
@@ -73,13 +89,23 @@ class Deployment:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if exc_info[1] is not None:
+        if isinstance(exc_info[1], Exception) and not isinstance(exc_info[1], BrokenOff):
             self._log.seek(0)
             print(f"\n{self.system.name}:\n{self._log.read()[-3000:].decode(errors='replace')}", file=sys.stderr)
         if self._producer is not None:
             self.kill(self._producer)
         self._log.close()
         self._records.close()
+        self._broker.close()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep.
+
+        Raises:
+            BrokenOff: the run ends before its time.
+        """
+        if self._broken_off.wait(seconds):
+            raise BrokenOff
 
     def order(self, job: Job) -> None:
         """Have one job put, as soon as the producer comes to it."""
@@ -93,7 +119,8 @@ class Deployment:
         """
         self._tell("")
         assert self._producer is not None
-        if self._producer.stdout is None or self._producer.stdout.readline() != b"done\n":
+        assert self._producer.stdout is not None
+        if self._producer.stdout.readline() != b"done\n":
             raise RuntimeError(f"the program that puts jobs into {self.system.name} has ended")
 
     def _tell(self, line: str) -> None:
@@ -109,21 +136,23 @@ class Deployment:
         self.settle()
 
     @contextmanager
-    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
-        """A worker that has run a few jobs already, so all of it has started."""
+    def cold_worker(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker that may be far from ready; killed at the end."""
         process = self._start("work")
         try:
-            warming = jobs([time.time() + 1.0] * 20)  # ahead, so that they go the way of all
-            self.put(warming)
-            wait_until(lambda: self.ran() >= len(warming), f"start of a worker of {self.system.name}")
-            self._records.flushdb()
             yield process
         finally:
             self.kill(process)
 
-    def restart(self) -> subprocess.Popen[bytes]:
-        """A worker that may be far from ready; to be ended with :meth:`kill`."""
-        return self._start("work")
+    @contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker that has run a few jobs already, so all of it has started; killed at the end."""
+        with self.cold_worker() as process:
+            warming = jobs([time.time()] * 20)
+            self.put(warming)
+            wait_until(lambda: self.ran() >= len(warming), f"start of a worker of {self.system.name}", timeout=60)
+            self.take_records()
+            yield process
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL a program with all of its children."""
@@ -138,12 +167,24 @@ class Deployment:
 
     def ran(self) -> int:
         """How many jobs have run to their end."""
+        self.pause(0)
         return int(self._records.llen("records"))
 
     def records(self) -> list[tuple[str, float]]:
         """Id and start (s) of each run, in the order of their ends."""
         lines: list[Any] = self._records.lrange("records", 0, -1)
         return [(id, float(started)) for id, started in (line.decode().split() for line in lines)]
+
+    def take_records(self) -> list[tuple[str, float]]:
+        """The same; they are forgotten here."""
+        records = self.records()
+        self._records.flushdb()
+        return records
+
+    def all_ready(self) -> bool | None:
+        """Whether no job waits for its time any more; None where that cannot be told."""
+        waiting = self.system.waiting
+        return None if waiting is None else self._broker.execute_command(*waiting) == 0
 
     def _start(self, verb: str) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE if verb == "put" else subprocess.DEVNULL

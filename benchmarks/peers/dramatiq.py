@@ -6,8 +6,15 @@ DRAMATIQ = System(
     name="Dramatiq",
     program="with_dramatiq.py",
     requirements=("dramatiq[redis]>=2.2,<3",),
-    settings="dramatiq_worker_timeout 100 ms, not 1000: ten times as punctual for ten times as many idle commands; "
-    "heartbeat_timeout 10 s, not 60; maintenance_chance 1 in 100, not in 1000",
-    cannot="cancel, list or move a waiting message; leave it in Redis: workers fetch them, a thousand for each thread, "
-    "and near ones behind as many far ones run late",
+    waiting=("HLEN", "dramatiq:default.DQ.msgs"),
+    settings=(
+        "dramatiq_worker_timeout 100 ms, not 1000: more punctual, for ten times as many idle commands",
+        "heartbeat_timeout 10 s, not 60, and maintenance_chance 1 in 100, not in 1000: for what a killed worker held",
+    ),
+    cannot=(
+        "leave a waiting message in Redis: a worker process fetches up to a thousand for each of its threads",
+        "run a near message in time behind that many far ones: it is not fetched",
+        "be told of a message: it polls",
+        "cancel, list or move a waiting message",
+    ),
 )

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from celery_delayq.embedded import Version
+
 from .system import System
 
 #: The folder with what runs inside of the environments.
@@ -44,12 +46,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celery_delayq" / "benchmarks"
 
 
-def prepare(system: System, folder: Path) -> Runtime:
+def prepare(system: System, folder: Path, redis_version: Version) -> Runtime:
     """Make the environment of *system* under *folder*, unless it is there.
 
+    Args:
+        redis_version: of the server that is measured with; empty if it is not known.
+
     Raises:
-        Unavailable: no such Python, no npm, or its registry has not what is asked for.
+        Unavailable: no such Redis or Python, no npm, or its registry has not what is asked for.
     """
+    if redis_version and redis_version < system.oldest_redis:
+        raise Unavailable(f"needs Redis {_dotted(system.oldest_redis)} or newer, and this is {_dotted(redis_version)}")
     program = str(PROGRAMS / system.program)
     if not system.requirements:
         checkout = str(Path(__file__).resolve().parents[2])
@@ -126,4 +133,8 @@ def _python(oldest: tuple[int, int]) -> str:
         for candidate in (*pyenv.glob(f"{oldest[0]}.{minor}*/bin/{name}"), shutil.which(name)):
             if candidate and subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
                 return str(candidate)
-    raise Unavailable(f"needs Python {oldest[0]}.{oldest[1]} or newer, and none is found")
+    raise Unavailable(f"needs Python {_dotted(oldest)} or newer, and none is found")
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))

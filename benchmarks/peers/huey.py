@@ -6,7 +6,12 @@ HUEY = System(
     name="Huey",
     program="with_huey.py",
     requirements=("huey>=3.5,<4", "redis>=5,<9"),
-    settings="scheduler interval 1 s, the shortest there is; results off",
-    cannot="look more often than once a second; give a killed worker's task to another; take back a cancelled task's "
-    "memory before it is due",
+    waiting=("ZCARD", "huey.schedule.peer"),
+    settings=("results off; a scheduler interval of 1 s, its default and the shortest there is",),
+    cannot=(
+        "look more often than once a second",
+        "give a killed worker's tasks to another: who takes one removes it from Redis",
+        "take a cancelled task out of Redis before it is due: it is marked, and dropped then",
+        "move a waiting task: reschedule() marks it as cancelled and puts another, with another id",
+    ),
 )

@@ -17,13 +17,19 @@ class System:
         program: file name; a ``.cjs`` runs in Node, all others in Python.
         requirements: what pip or npm is asked for, with the range of versions; none for what is installed here.
         oldest_python: the oldest Python that it works with.
+        oldest_redis: the oldest Redis that it works with.
+        waiting: the Redis command, with its argument, that counts jobs which wait for their time; None where jobs that
+            are ready cannot be told from them.
         settings: how it is set, where that is not its default, and why.
-        cannot: what of ours it has not, for who chooses.
+        cannot: what it has not, or what it has at a price that ours has not; for who chooses. True of the versions that
+            ``requirements`` allows, as read in their source.
     """
 
     name: str
     program: str
     requirements: tuple[str, ...] = ()
     oldest_python: tuple[int, int] = (3, 10)
-    settings: str = ""
-    cannot: str = ""
+    oldest_redis: tuple[int, int] = (6, 2)
+    waiting: tuple[str, str] | None = None
+    settings: tuple[str, ...] = ()
+    cannot: tuple[str, ...] = ()

@@ -1,15 +1,11 @@
-"""What is measured of one system in one turn."""
+"""What is timed of one system in one turn: the lateness of a stream of jobs, then a burst."""
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from collections import Counter
 from dataclasses import dataclass
 
-from benchmarks.fleet import commands_a_second
-from benchmarks.report import percentile
 from benchmarks.workers import wait_until
 
 from .deployment import Deployment, jobs
@@ -18,152 +14,82 @@ from .deployment import Deployment, jobs
 RATE = 100
 
 #: How far ahead (s) of its due time a job is put for the lateness.
-AHEAD = 3.0
-
-#: How long (s) each job takes whose worker is killed.
-HOLD = 0.3
-
-#: How many jobs run at once where fewest do.
-FEWEST_AT_ONCE = 4
+AHEAD = 2.0
 
 #: The slowest (jobs a second) that anybody puts jobs for a burst.
 SLOWEST_PUT = 500
 
-
-@dataclass(frozen=True)
-class Lateness:
-    """How late (ms) the jobs of a turn started: below zero is early."""
-
-    least: float
-    p50: float
-    p99: float
-    most: float
-
-
-def lateness(deployment: Deployment, seconds: int) -> Lateness:
-    """A hundred jobs a second for so many seconds, each put three seconds ahead, one worker."""
-    with deployment, deployment.worker():
-        dice = random.Random(1)
-        first = time.time() + AHEAD + 0.5
-        # At random, as real ones are: a grid could fall in with somebody's clock.
-        stream = jobs(sorted(first + seconds * dice.random() for _ in range(RATE * seconds)))
-        for job in stream:
-            time.sleep(max(0.0, job[1] - AHEAD - time.time()))
-            deployment.order(job)
-        deployment.settle()
-        wait_until(lambda: deployment.ran() >= len(stream), f"all have run by {deployment.system.name}")
-        due = dict(stream)
-        late = sorted((started - due[id]) * 1000 for id, started in deployment.records())
-    return Lateness(late[0], percentile(late, 50), percentile(late, 99), late[-1])
+#: How often (s) is looked how far a burst is.
+LOOK = 0.01
 
 
 @dataclass(frozen=True)
 class Burst:
-    """From the instant at which all are due to the start of the last; or to the end of our patience.
+    """From the instant at which all jobs are due.
 
     Attributes:
-        seconds: that time.
-        ran: how many have run by then.
+        ready: until the last no longer waited for its time (s); None where that cannot be told.
+        run: until the last has started (s), or until our patience ended.
+        missing: how many had not run by then.
     """
 
-    seconds: float
-    ran: int
-
-
-def burst(deployment: Deployment, count: int, patience: float) -> Burst:
-    """So many jobs that are due at one instant, put while the one worker waits."""
-    with deployment, deployment.worker():
-        instant = time.time() + count / SLOWEST_PUT + 1.0
-        deployment.put(jobs([instant] * count))
-        if time.time() > instant:
-            raise RuntimeError(f"{deployment.system.name}: putting {count} jobs took longer than expected")
-        deadline = instant + patience
-        while deployment.ran() < count and time.time() < deadline:
-            time.sleep(0.05)
-        records = deployment.records()
-    if len(records) < count:
-        return Burst(patience, len(records))
-    return Burst(max(started for _, started in records) - instant, count)
-
-
-def memory(deployment: Deployment, count: int) -> float:
-    """Redis memory (bytes) for each of so many jobs that wait for tomorrow, with no worker that could hold them."""
-    with deployment:
-        deployment.put(jobs([time.time() + 24 * 3600]))  # what is there once, for all jobs
-        before = _used(deployment)
-        deployment.put(jobs(time.time() + 24 * 3600 + number for number in range(count)))
-        return (_used(deployment) - before) / count
-
-
-def _used(deployment: Deployment) -> int:
-    """Memory in use (bytes), without the buffers of connections, which come and go."""
-    time.sleep(1.0)  # buffers shrink and tables finish growing meanwhile
-    with deployment.server.client() as client:
-        said = client.info("memory")
-    return int(said["used_memory"]) - int(said["mem_clients_normal"])
-
-
-def idle(deployment: Deployment, seconds: float) -> float:
-    """Commands a second by one worker while one job waits, due in an hour."""
-    with deployment, deployment.worker(), deployment.server.client() as client:
-        deployment.put(jobs([time.time() + 3600]))
-        time.sleep(2.0)  # who backs off while nothing is to be done has done so
-        return commands_a_second(client, seconds)
+    ready: float | None
+    run: float
+    missing: int
 
 
 @dataclass(frozen=True)
-class Survival:
-    """What became of jobs whose worker was killed.
+class Turn:
+    """What one turn of one system gave.
 
     Attributes:
-        count: how many jobs there were.
-        lost: how many had not run to their end when our patience ended.
-        doubled: how many ran to their end more than once.
-        seconds: from the start of the second worker to the start of the last run, or nan if there was none.
+        late: for each job of the stream, its start less its due time (ms), in order; below zero is early.
+        burst: what became of the burst.
     """
 
-    count: int
-    lost: int
-    doubled: int
-    seconds: float
+    late: tuple[float, ...]
+    burst: Burst
 
 
-def survival(deployment: Deployment, third: int, patience: float, after: float) -> Survival:
-    """SIGKILL of the only worker, and another a second later.
-
-    A third of the jobs have run by then; a third was due at once, and the worker is killed when a quarter of it has
-    run, in the midst of some and with others at hand; the rest falls due when the second worker is there.
+def turn(deployment: Deployment, *, seconds: int, burst: int, patience: float) -> Turn:
+    """A stream of so many seconds and a burst of so many jobs, one after the other, for one worker.
 
     Args:
-        deployment: one whose jobs take :data:`HOLD`.
-        third: how many jobs are a third.
-        patience: how long (s) is waited for all to have run.
-        after: how long (s) is then waited for more runs.
+        patience: how long (s) the burst may take.
+
+    Raises:
+        TimeoutError: the stream did not come to its end.
     """
-    with deployment:
-        with deployment.worker() as worker:
-            begin, gap = time.time() + 3.0, third * HOLD / FEWEST_AT_ONCE + 4.0
-            dues = (begin, begin + gap, begin + 2 * gap)
-            deployment.put(jobs(due for due in dues for _ in range(third)))
-            wait_until(lambda: deployment.ran() >= third + third // 4, f"runs by {deployment.system.name}")
-            time.sleep(HOLD / 2)  # not at the end of some, where it is luck whether they are acknowledged
-            deployment.kill(worker)
-        time.sleep(1.0)
-        started_at = time.time()
-        second = deployment.restart()
-        try:
-            deadline = max(dues[-1], started_at) + patience
-            while _distinct(deployment) < 3 * third and time.time() < deadline:
-                time.sleep(0.5)
-            time.sleep(after)
-        finally:
-            deployment.kill(second)
-        records = deployment.records()
-    times = Counter(id for id, _ in records)
-    last = max((started for _, started in records if started > started_at), default=math.nan)
-    doubled = sum(count > 1 for count in times.values())
-    return Survival(3 * third, 3 * third - len(times), doubled, last - started_at)
+    with deployment, deployment.worker():
+        return Turn(_lateness(deployment, seconds), _burst(deployment, burst, patience))
 
 
-def _distinct(deployment: Deployment) -> int:
-    return len({id for id, _ in deployment.records()})
+def _lateness(deployment: Deployment, seconds: int) -> tuple[float, ...]:
+    first = time.time() + AHEAD + 0.5
+    dice = random.Random(1)
+    # At random, as real ones are: a grid could fall in with somebody's clock.
+    stream = jobs(sorted(first + seconds * dice.random() for _ in range(RATE * seconds)))
+    for job in stream:
+        time.sleep(max(0.0, job[1] - AHEAD - time.time()))
+        deployment.order(job)
+    deployment.settle()
+    wait_until(lambda: deployment.ran() >= len(stream), f"the stream of {deployment.system.name} has run")
+    due = dict(stream)
+    return tuple(sorted((started - due[id]) * 1000 for id, started in deployment.take_records()))
+
+
+def _burst(deployment: Deployment, count: int, patience: float) -> Burst:
+    instant = time.time() + count / SLOWEST_PUT + 1.0
+    deployment.put(jobs([instant] * count))
+    if time.time() > instant:
+        raise RuntimeError(f"{deployment.system.name}: putting {count} jobs took longer than expected")
+    ready: float | None = None
+    time.sleep(max(0.0, instant - time.time()))
+    while (missing := count - deployment.ran()) > 0 and time.time() < instant + patience:
+        if ready is None and deployment.all_ready():
+            ready = time.time() - instant
+        time.sleep(LOOK)
+    run = patience if missing > 0 else max(started for _, started in deployment.take_records()) - instant
+    if ready is None and deployment.all_ready():
+        ready = run  # it was so between the last two looks
+    return Burst(ready, run, missing)
