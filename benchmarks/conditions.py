@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from celery_delayq.embedded import RedisServer, Version, servers
+from celery_delayq.embedded import RedisServer, servers
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,10 @@ class Conditions:
         """A new server, not started."""
         return RedisServer(self.program)
 
-    @property
-    def redis_version(self) -> Version:
-        """Of the server to start; empty if it was named and is none of those that are found."""
-        return next((found for found, program in servers().items() if program == self.program), ())
-
     def __str__(self) -> str:
-        redis = ".".join(map(str, self.redis_version)) or "?"
+        redis = next(
+            (".".join(map(str, found)) for found, program in servers().items() if program == self.program), "?"
+        )
         packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis"))
         return (
             f"Redis {redis}, Python {platform.python_version()} on {sys.platform}, {os.cpu_count()} cores; {packages}"

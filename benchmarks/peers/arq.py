@@ -1,6 +1,6 @@
 """arq, whose queue is a sorted set that workers poll."""
 
-from .system import System
+from .system import CONCURRENCY, RECOVER, System
 
 ARQ = System(
     name="arq",
@@ -8,8 +8,8 @@ ARQ = System(
     requirements=("arq>=0.28,<0.29",),
     settings=(
         "poll_delay 0.1 s, not 0.5: more punctual, for five times as many idle commands",
-        "queue_read_limit 1000, not 100",
-        "job_timeout 10 s, not 300: a killed worker's job is free again 10 s after that; keep_result 0",
+        f"max_jobs {CONCURRENCY}; queue_read_limit 1000, not 100; keep_result 0",
+        f"job_timeout {RECOVER} s, not 300: a killed worker's job is free again 10 s after that",
     ),
     cannot=(
         "be told of a job: it polls",

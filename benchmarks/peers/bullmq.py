@@ -1,6 +1,6 @@
 """BullMQ, on Node."""
 
-from .system import System
+from .system import CONCURRENCY, RECOVER, System
 
 BULLMQ = System(
     name="BullMQ",
@@ -8,8 +8,8 @@ BULLMQ = System(
     requirements=("bullmq@>=6.7 <7", "ioredis@>=5.4 <6"),
     waiting=("ZCARD", "bull:peer:delayed"),
     settings=(
-        "lockDuration and stalledInterval 10 s, not 30: when a killed worker's job is given out anew",
-        "removeOnComplete: no results are kept",
+        f"concurrency {CONCURRENCY}; removeOnComplete, so no results are kept",
+        f"lockDuration and stalledInterval {RECOVER} s, not 30: against SIGKILL",
     ),
     cannot=(
         "run tasks of a Celery app: this is Node",

@@ -1,6 +1,6 @@
 """celery-redis-plus: another transport for Celery, which keeps what is due in more than a minute in Redis."""
 
-from .system import System
+from .system import CONCURRENCY, RECOVER, System
 
 CELERY_REDIS_PLUS = System(
     name="celery-redis-plus",
@@ -8,7 +8,7 @@ CELERY_REDIS_PLUS = System(
     requirements=("celery-redis-plus[redis]>=0.4,<0.5", "celery>=5.5,<5.8"),
     oldest_python=(3, 13),
     oldest_redis=(7, 0),
-    settings=("threads pool, acks_late and visibility_timeout 10 s, as ours",),
+    settings=(f"{CONCURRENCY} threads, acks_late and visibility_timeout {RECOVER} s, as ours",),
     cannot=(
         "keep what is due within a minute out of the workers: it waits there, as with stock Celery",
         "hand over more than 1000 a minute, for each queue and worker, of what was put more than a minute ahead",

@@ -16,7 +16,7 @@ import redis
 
 from benchmarks.conditions import Conditions
 from benchmarks.report import Results, Row, Series
-from celery_delayq.embedded import RedisServer
+from celery_delayq.embedded import RedisServer, servers
 
 from . import rows
 from .arq import ARQ
@@ -72,8 +72,8 @@ QUICK = Size(
     burst_patience=20.0,
     waiting=1000,
     idle_seconds=5.0,
-    third=40,
-    kill_patience=75.0,
+    third=24,
+    kill_patience=90.0,
     after=5.0,
 )
 
@@ -96,10 +96,13 @@ def run(conditions: Conditions) -> Results:
         else:
             our_turns += ours
             results += rows.timed(peer, ours, theirs, size.burst)
-            results.append(rows.lateness_line(peer, theirs))
+            results += rows.timed_lines(peer, theirs)
         results += _counted_rows(peer, counted, size)
     if our_turns:
-        results.append(rows.lateness_line(OURS, our_turns))
+        results += rows.timed_lines(OURS, our_turns)
+    for system, found in counted.items():
+        if isinstance(found, Counts):
+            results += rows.counted_lines(system, found)
     return results
 
 
@@ -107,10 +110,12 @@ def _prepared(conditions: Conditions) -> tuple[dict[System, Runtime], dict[Syste
     """All that can be had; and rows for those that cannot."""
     folder = conditions.environments or default_folder()
     print(f" environments are kept in {folder} …", end="", file=sys.stderr, flush=True)
+    # Empty if the server was named and is none of those that are found: then nobody is skipped for it.
+    version = next((found for found, program in servers().items() if program == conditions.program), ())
     runtimes, skipped = {}, {}
     for system in (OURS, *PEERS):
         try:
-            runtimes[system] = prepare(system, folder, conditions.redis_version)
+            runtimes[system] = prepare(system, folder, version)
         except Unavailable as reason:
             skipped[system] = rows.skipped(system, reason)
     return runtimes, skipped

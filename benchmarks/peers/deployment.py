@@ -20,16 +20,10 @@ from benchmarks.workers import wait_until
 from celery_delayq.embedded import RedisServer
 
 from .environment import PROGRAMS, Runtime
-from .system import System
-
-#: How many jobs a worker may run at once, where one process can run more than one.
-CONCURRENCY = 10
+from .system import CONCURRENCY, RECOVER, System
 
 #: Size (bytes) of what each job carries beside its id.
 PAYLOAD_BYTES = 200
-
-#: After how long (s) the jobs of a killed worker are given out anew, where that can be set.
-RECOVER = 10
 
 #: A job: its id, and when it is due (s).
 Job = tuple[str, float]

@@ -1,6 +1,6 @@
 """Dramatiq with its Redis broker."""
 
-from .system import System
+from .system import CONCURRENCY, RECOVER, System
 
 DRAMATIQ = System(
     name="Dramatiq",
@@ -8,8 +8,9 @@ DRAMATIQ = System(
     requirements=("dramatiq[redis]>=2.2,<3",),
     waiting=("HLEN", "dramatiq:default.DQ.msgs"),
     settings=(
+        f"one process with {CONCURRENCY} threads",
         "dramatiq_worker_timeout 100 ms, not 1000: more punctual, for ten times as many idle commands",
-        "heartbeat_timeout 10 s, not 60, and maintenance_chance 1 in 100, not in 1000: for what a killed worker held",
+        f"heartbeat_timeout {RECOVER} s, not 60, and maintenance_chance 1 in 100, not in 1000: against SIGKILL",
     ),
     cannot=(
         "leave a waiting message in Redis: a worker process fetches up to a thousand for each of its threads",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,16 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 #: In each environment: for which requirements it was made. Written last, so that half an environment has none.
 STAMP = "made-for.json"
+
+#: How much (characters) is told of what pip or npm says when it fails.
+REASON = 160
+
+#: What tells the versions of Python and of the packages that are named.
+ASK = """
+import platform, sys
+from importlib.metadata import version
+print(*(f"{name} {version(name)}," for name in sys.argv[1:]), "Python", platform.python_version())
+"""
 
 
 class Unavailable(Exception):
@@ -57,62 +68,68 @@ def prepare(system: System, folder: Path, redis_version: Version) -> Runtime:
     """
     if redis_version and redis_version < system.oldest_redis:
         raise Unavailable(f"needs Redis {_dotted(system.oldest_redis)} or newer, and this is {_dotted(redis_version)}")
-    program = str(PROGRAMS / system.program)
     if not system.requirements:
-        checkout = str(Path(__file__).resolve().parents[2])
-        return Runtime((sys.executable, program), {"PYTHONPATH": f"{PROGRAMS}{os.pathsep}{checkout}"}, "this checkout")
-    home = folder / system.name
-    if system.program.endswith(".cjs"):
-        node = _program("node")
-        versions = _made(home, system, [[_program("npm"), "install", "--no-audit", "--no-fund", *system.requirements]])
-        return Runtime((node, program), {"NODE_PATH": str(home / "node_modules")}, versions)
-    python = _python(system.oldest_python)
+        return _here(system)
+    return _of_node(system, folder) if system.program.endswith(".cjs") else _of_python(system, folder)
+
+
+def _here(system: System) -> Runtime:
+    path = os.pathsep.join([str(PROGRAMS), str(Path(__file__).resolve().parents[2])])
+    versions = f"this checkout, {_run([sys.executable, '-c', ASK, 'celery', 'redis'])}"
+    return Runtime((sys.executable, str(PROGRAMS / system.program)), {"PYTHONPATH": path}, versions)
+
+
+def _of_python(system: System, folder: Path) -> Runtime:
+    python, home = _python(system.oldest_python), folder / system.name
     inside = str(home / "bin" / "python")
     install = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *system.requirements]
-    versions = _made(home, system, [[python, "-m", "venv", str(home)], install])
-    return Runtime((inside, program), {"PYTHONPATH": str(PROGRAMS)}, versions)
+    _make(home, system.requirements, [[python, "-m", "venv", str(home)], install])
+    names = [re.split(r"[\[<>=]", requirement)[0] for requirement in system.requirements]
+    versions = _run([inside, "-c", ASK, *names])
+    return Runtime((inside, str(PROGRAMS / system.program)), {"PYTHONPATH": str(PROGRAMS)}, versions)
 
 
-def _made(home: Path, system: System, commands: list[list[str]]) -> str:
-    """Run *commands* in *home* if that is not the environment yet; what versions it has."""
-    stamp = home / STAMP
-    wanted = json.dumps(system.requirements)
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
-        if system.program.endswith(".cjs"):
-            (home / "package.json").write_text('{"private": true}\n', encoding="utf-8")
-        print(f" making {home} …", end="", file=sys.stderr, flush=True)
-        for command in commands:
-            _run(command, home)
-        stamp.write_text(wanted, encoding="utf-8")
-    return ", ".join(_versions(home, system))
+def _of_node(system: System, folder: Path) -> Runtime:
+    node, npm, home = _program("node"), _program("npm"), folder / system.name
+    _make(
+        home, system.requirements, [[npm, "install", "--prefix", ".", "--no-audit", "--no-fund", *system.requirements]]
+    )
+    packages = home / "node_modules"
+    versions = ""
+    for requirement in system.requirements:
+        name = requirement.partition("@")[0]
+        versions += f"{name} {json.loads((packages / name / 'package.json').read_bytes())['version']}, "
+    versions += f"Node {_run([node, '--version']).lstrip('v')}"
+    return Runtime((node, str(PROGRAMS / system.program)), {"NODE_PATH": str(packages)}, versions)
 
 
-def _run(command: list[str], home: Path) -> None:
+def _make(home: Path, requirements: Sequence[str], commands: list[list[str]]) -> None:
+    """Run *commands* in *home*, unless that was made for these requirements."""
+    stamp, wanted = home / STAMP, json.dumps(requirements)
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    print(f" making {home} …", end="", file=sys.stderr, flush=True)
+    for command in commands:
+        _run(command, home)
+    stamp.write_text(wanted, encoding="utf-8")
+
+
+def _run(command: list[str], folder: Path | None = None) -> str:
+    """What it prints.
+
+    Raises:
+        Unavailable: it fails.
+    """
     try:
-        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(str(error)) from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
-        raise Unavailable(f"{Path(command[0]).name}: {said[-1]}")
-
-
-def _versions(home: Path, system: System) -> Iterator[str]:
-    """Name and version of each of its requirements."""
-    for requirement in system.requirements:
-        if system.program.endswith(".cjs"):
-            name = requirement.partition("@")[0]
-            package = json.loads((home / "node_modules" / name / "package.json").read_text(encoding="utf-8"))
-            yield f"{name} {package['version']}"
-        else:
-            name = requirement.partition(">")[0].partition("[")[0]
-            code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
-            found = subprocess.run(
-                [home / "bin" / "python", "-c", code, name], capture_output=True, text=True, check=True
-            )
-            yield f"{name} {found.stdout.strip()}"
+        said = "; ".join((done.stderr or done.stdout).split("\n"))
+        raise Unavailable(f"{Path(command[0]).name} fails: {said[:REASON]}")
+    return done.stdout.strip()
 
 
 def _program(name: str) -> str:

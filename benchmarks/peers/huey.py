@@ -1,13 +1,15 @@
 """Huey with its Redis storage."""
 
-from .system import System
+from .system import CONCURRENCY, System
 
 HUEY = System(
     name="Huey",
     program="with_huey.py",
     requirements=("huey>=3.5,<4", "redis>=5,<9"),
     waiting=("ZCARD", "huey.schedule.peer"),
-    settings=("results off; a scheduler interval of 1 s, its default and the shortest there is",),
+    settings=(
+        f"{CONCURRENCY} threads; results off; a scheduler interval of 1 s, its default and the shortest there is",
+    ),
     cannot=(
         "look more often than once a second",
         "give a killed worker's tasks to another: who takes one removes it from Redis",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from benchmarks.report import Row, Series, Spread, percentile
 
 from .counts import Counts
-from .deployment import CONCURRENCY, PAYLOAD_BYTES
+from .deployment import PAYLOAD_BYTES
 from .environment import Runtime
+from .ours import OURS
 from .system import System
-from .turns import RATE, Turn
+from .turns import AHEAD, RATE, Turn
 
 #: How early (ms) a job may seem that was told in whole milliseconds.
 ROUNDING_MS = 1.0
@@ -21,7 +22,7 @@ SHARES = (*(half / 2 for half in range(1, 200)), 99.9)
 
 def about(system: System, runtime: Runtime) -> list[Row]:
     """What it is, how it is set, and what it cannot do."""
-    rows = [_told("is", system, runtime.versions), _told("runs at once", system, f"up to {CONCURRENCY} jobs")]
+    rows = [_told("is", system, runtime.versions)]
     rows += [_told("is set so", system, setting) for setting in system.settings]
     return rows + [_told("cannot", system, lack) for lack in system.cannot]
 
@@ -42,13 +43,13 @@ def timed(peer: System, ours: Sequence[Turn], theirs: Sequence[Turn], burst: int
     early = -earliest[1] > ROUNDING_MS
     rows = []
     for percent in (50, 99):
-        figure = f"p{percent} of start less due time (ms), {RATE} jobs a second"
+        figure = f"p{percent} of start less due time (ms), {RATE} jobs a second, each put {AHEAD:g} s ahead"
         sides = [[percentile(it.late, percent) for it in side] for side in (ours, theirs)]
         # Who starts half of its jobs before their time has no lateness to divide by.
         rows.append(_less_is_better(peer, figure, *sides, remark="; but early" if early else "", divide=not early))
     rows.append(Row("peers", "the earliest start of all (ms): below zero is early", *_pair(peer, *earliest)))
-    ready = [[it.burst.ready for it in side if it.burst.ready is not None] for side in (ours, theirs)]
-    figure = f"s until {burst:,} jobs due at one instant are ready"
+    ready = [[it.burst.ready * 1000 for it in side if it.burst.ready is not None] for side in (ours, theirs)]
+    figure = f"ms until {burst:,} jobs due at one instant are ready"
     if len(ready[0]) == len(ready[1]) == len(theirs):
         rows.append(_less_is_better(peer, figure, *ready))
     else:
@@ -72,15 +73,27 @@ def counted(peer: System, ours: Counts, theirs: Counts, waiting: int, jobs: int,
     ]
 
 
-def lateness_line(system: System, turns: Iterable[Turn]) -> Series:
-    """How many of the jobs of all turns had started, over the time since they were due."""
+def timed_lines(system: System, turns: Sequence[Turn]) -> list[Series]:
+    """How many jobs of all streams had started, over the time since they were due; and the bursts."""
     late = sorted(late for it in turns for late in it.late)
-    points = tuple(late[min(len(late) - 1, int(len(late) * share / 100))] for share in SHARES)
-    return Series("peers-lateness", system.name, points, SHARES)
+    points = tuple(late[int(len(late) * share / 100)] for share in SHARES)
+    return [
+        Series("peers-lateness", system.name, points, SHARES),
+        _bar("peers-burst", system, [it.burst.run for it in turns]),
+    ]
+
+
+def counted_lines(system: System, counts: Counts) -> list[Series]:
+    """Memory and idle commands."""
+    return [_bar("peers-memory", system, [counts.memory]), _bar("peers-idle", system, [counts.idle])]
+
+
+def _bar(plot: str, system: System, values: Sequence[float]) -> Series:
+    return Series(plot, system.name, tuple(map(float, range(len(values)))), tuple(values))
 
 
 def _told(figure: str, system: System, text: str) -> Row:
-    return Row("peers", figure, "", f"{system.name}: {text}")
+    return Row("peers", figure, text, "") if system is OURS else Row("peers", figure, "", f"{system.name}: {text}")
 
 
 def _pair(peer: System, ours: float, theirs: float) -> tuple[str, str]:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: How many jobs a worker may run at once, where one process can run more than one.
+CONCURRENCY = 10
+
+#: After how long (s) the jobs of a killed worker are given out anew, where that can be set.
+RECOVER = 10
+
 
 @dataclass(frozen=True)
 class System:

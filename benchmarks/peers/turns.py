@@ -20,7 +20,7 @@ AHEAD = 2.0
 SLOWEST_PUT = 500
 
 #: How often (s) is looked how far a burst is.
-LOOK = 0.01
+LOOK = 0.005
 
 
 @dataclass(frozen=True)
