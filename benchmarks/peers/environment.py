@@ -82,7 +82,17 @@ def _here(system: System) -> Runtime:
 def _of_python(system: System, folder: Path) -> Runtime:
     python, home = _python(system.oldest_python), folder / system.name
     inside = str(home / "bin" / "python")
-    install = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *system.requirements]
+    install = [
+        inside,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        *system.requirements,
+    ]
     _make(home, system.requirements, [[python, "-m", "venv", str(home)], install])
     names = [re.split(r"[\[<>=]", requirement)[0] for requirement in system.requirements]
     versions = _run([inside, "-c", ASK, *names])
@@ -92,7 +102,9 @@ def _of_python(system: System, folder: Path) -> Runtime:
 def _of_node(system: System, folder: Path) -> Runtime:
     node, npm, home = _program("node"), _program("npm"), folder / system.name
     _make(
-        home, system.requirements, [[npm, "install", "--prefix", ".", "--no-audit", "--no-fund", *system.requirements]]
+        home,
+        system.requirements,
+        [[npm, "install", "--prefix", ".", "--no-audit", "--no-fund", "--fetch-retries", "1", *system.requirements]],
     )
     packages = home / "node_modules"
     versions = ""
@@ -127,8 +139,9 @@ def _run(command: list[str], folder: Path | None = None) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(str(error)) from error
     if done.returncode:
-        said = "; ".join((done.stderr or done.stdout).split("\n"))
-        raise Unavailable(f"{Path(command[0]).name} fails: {said[:REASON]}")
+        said = (done.stderr or done.stdout).strip().splitlines()
+        errors = [line for line in said if "error" in line.lower()]  # warnings may stand before them
+        raise Unavailable(f"{Path(command[0]).name} fails: {'; '.join(errors or said)[:REASON]}")
     return done.stdout.strip()
 
 
