@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import redis
 
 from benchmarks.conditions import Conditions
-from benchmarks.report import Results, Row, Series
+from benchmarks.report import Results, Row
 from celery_delayq.embedded import RedisServer, servers
 
 from . import rows
@@ -82,7 +82,7 @@ def run(conditions: Conditions) -> Results:
     size = QUICK if conditions.quick else Size()
     runtimes, skipped = _prepared(conditions)
     counted = _counted(conditions, size, runtimes)
-    results: list[Row | Series] = [*rows.about(OURS, runtimes[OURS])]
+    results, lines = rows.about(OURS, runtimes[OURS]), []
     our_turns: list[Turn] = []
     for peer in PEERS:
         if peer not in runtimes:
@@ -96,14 +96,14 @@ def run(conditions: Conditions) -> Results:
         else:
             our_turns += ours
             results += rows.timed(peer, ours, theirs, size.burst)
-            results += rows.timed_lines(peer, theirs)
+            lines += rows.timed_lines(peer, theirs)
         results += _counted_rows(peer, counted, size)
     if our_turns:
-        results += rows.timed_lines(OURS, our_turns)
+        lines += rows.timed_lines(OURS, our_turns)
     for system, found in counted.items():
         if isinstance(found, Counts):
-            results += rows.counted_lines(system, found)
-    return results
+            lines += rows.counted_lines(system, found)
+    return [*results, *lines]
 
 
 def _prepared(conditions: Conditions) -> tuple[dict[System, Runtime], dict[System, Row]]:
@@ -112,12 +112,12 @@ def _prepared(conditions: Conditions) -> tuple[dict[System, Runtime], dict[Syste
     print(f" environments are kept in {folder} …", end="", file=sys.stderr, flush=True)
     # Empty if the server was named and is none of those that are found: then nobody is skipped for it.
     version = next((found for found, program in servers().items() if program == conditions.program), ())
-    runtimes, skipped = {}, {}
-    for system in (OURS, *PEERS):
+    runtimes, skipped = {OURS: prepare(OURS, folder, version)}, {}
+    for peer in PEERS:
         try:
-            runtimes[system] = prepare(system, folder, version)
+            runtimes[peer] = prepare(peer, folder, version)
         except Unavailable as reason:
-            skipped[system] = rows.skipped(system, reason)
+            skipped[peer] = rows.skipped(peer, reason)
     return runtimes, skipped
 
 

@@ -149,11 +149,12 @@ class Deployment:
             yield process
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL a program with all of its children."""
-        # Its own session, so this reaches its children and nobody else.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        """SIGKILL a program with all of its children, unless that was done."""
+        if process.returncode is None:
+            # Its own session, so this reaches its children and nobody else.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):
@@ -175,10 +176,10 @@ class Deployment:
         self._records.flushdb()
         return records
 
-    def all_ready(self) -> bool | None:
-        """Whether no job waits for its time any more; None where that cannot be told."""
+    def all_ready(self) -> bool:
+        """Whether no job waits for its time any more; False where that cannot be told."""
         waiting = self.system.waiting
-        return None if waiting is None else self._broker.execute_command(*waiting) == 0
+        return waiting is not None and self._broker.execute_command(*waiting) == 0
 
     def _start(self, verb: str) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE if verb == "put" else subprocess.DEVNULL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks.report import Row, Series, Spread, percentile
 
@@ -48,17 +49,17 @@ def timed(peer: System, ours: Sequence[Turn], theirs: Sequence[Turn], burst: int
         # Who starts half of its jobs before their time has no lateness to divide by.
         rows.append(_less_is_better(peer, figure, *sides, remark="; but early" if early else "", divide=not early))
     rows.append(Row("peers", "the earliest start of all (ms): below zero is early", *_pair(peer, *earliest)))
-    ready = [[it.burst.ready * 1000 for it in side if it.burst.ready is not None] for side in (ours, theirs)]
     figure = f"ms until {burst:,} jobs due at one instant are ready"
-    if len(ready[0]) == len(ready[1]) == len(theirs):
+    ready = [[it.burst.ready * 1000 for it in side if it.burst.ready is not None] for side in (ours, theirs)]
+    if ready[1]:
         rows.append(_less_is_better(peer, figure, *ready))
     else:
         rows.append(Row("peers", figure, str(Spread.of(ready[0])), f"{peer.name}: cannot be told from outside"))
-    missing = max(it.burst.missing for it in theirs)
     figure = f"s until {burst:,} jobs due at one instant have all started"
     sides = [[it.burst.run for it in side] for side in (ours, theirs)]
-    rows.append(_less_is_better(peer, figure, *sides, remark=f"; up to {missing:,} not even then" if missing else ""))
-    return rows
+    row = _less_is_better(peer, figure, *sides)
+    left = [max(it.burst.missing for it in side) for side in (ours, theirs)]
+    return [*rows, replace(row, ours=row.ours + _left(left[0]), compared=row.compared + _left(left[1]))]
 
 
 def counted(peer: System, ours: Counts, theirs: Counts, waiting: int, jobs: int, patience: float) -> list[Row]:
@@ -94,6 +95,10 @@ def _bar(plot: str, system: System, values: Sequence[float]) -> Series:
 
 def _told(figure: str, system: System, text: str) -> Row:
     return Row("peers", figure, text, "") if system is OURS else Row("peers", figure, "", f"{system.name}: {text}")
+
+
+def _left(missing: int) -> str:
+    return f"; up to {missing:,} had not even then" if missing else ""
 
 
 def _pair(peer: System, ours: float, theirs: float) -> tuple[str, str]:

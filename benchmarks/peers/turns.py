@@ -16,8 +16,8 @@ RATE = 100
 #: How far ahead (s) of its due time a job is put for the lateness.
 AHEAD = 2.0
 
-#: The slowest (jobs a second) that anybody puts jobs for a burst.
-SLOWEST_PUT = 500
+#: How fast (jobs a second) everybody puts jobs for a burst, at first sight.
+PUTS = 500
 
 #: How often (s) is looked how far a burst is.
 LOOK = 0.005
@@ -28,7 +28,8 @@ class Burst:
     """From the instant at which all jobs are due.
 
     Attributes:
-        ready: until the last no longer waited for its time (s); None where that cannot be told.
+        ready: until the last no longer waited for its time (s), or until our patience ended; None where that cannot
+            be told.
         run: until the last has started (s), or until our patience ended.
         missing: how many had not run by then.
     """
@@ -79,10 +80,16 @@ def _lateness(deployment: Deployment, seconds: int) -> tuple[float, ...]:
 
 
 def _burst(deployment: Deployment, count: int, patience: float) -> Burst:
-    instant = time.time() + count / SLOWEST_PUT + 1.0
-    deployment.put(jobs([instant] * count))
-    if time.time() > instant:
-        raise RuntimeError(f"{deployment.system.name}: putting {count} jobs took longer than expected")
+    lead = count / PUTS + 1.0
+    while True:
+        instant = time.time() + lead
+        deployment.put(jobs([instant] * count))
+        if time.time() < instant:
+            break
+        # The first were due before the last were put: that was none. Once they have run, with more time.
+        wait_until(lambda: deployment.ran() >= count, f"{count} jobs of {deployment.system.name} have run")
+        deployment.take_records()
+        lead *= 2
     ready: float | None = None
     time.sleep(max(0.0, instant - time.time()))
     while (missing := count - deployment.ran()) > 0 and time.time() < instant + patience:
@@ -90,6 +97,6 @@ def _burst(deployment: Deployment, count: int, patience: float) -> Burst:
             ready = time.time() - instant
         time.sleep(LOOK)
     run = patience if missing > 0 else max(started for _, started in deployment.take_records()) - instant
-    if ready is None and deployment.all_ready():
-        ready = run  # it was so between the last two looks
+    if ready is None and deployment.system.waiting is not None:
+        ready = run  # between the last two looks, or never
     return Burst(ready, run, missing)

@@ -124,7 +124,7 @@ class TestRows:
         """A burst whose moment of readiness is hidden, and that did not come to its end."""
         *_, ready, run = rows.timed(PEER, [turn(1.0)], [turn(1.0, run=60.0, ready=None, missing=1200)], 2000)
         assert ready.compared == "Huey: cannot be told from outside"
-        assert run.compared.endswith("; up to 1,200 not even then")
+        assert run.compared.endswith("; up to 1,200 had not even then")
 
     def test_counts(self) -> None:
         """Memory and idle commands as ratios, SIGKILL in numbers; a bar for each system."""
