@@ -88,6 +88,7 @@ def run(conditions: Conditions) -> Results:
         if peer not in runtimes:
             results.append(skipped[peer])
             continue
+        print(f" {peer.name} …", end="", file=sys.stderr, flush=True)
         results += rows.about(peer, runtimes[peer])
         try:
             ours, theirs = _alternate(conditions, size, runtimes, peer)
