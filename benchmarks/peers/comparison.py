@@ -56,7 +56,7 @@ class Size:
 
     rounds: int = 3
     lateness_seconds: int = 4
-    burst: int = 2000
+    burst: int = 1500
     burst_patience: float = 60.0
     waiting: int = 5000
     idle_seconds: float = 20.0
