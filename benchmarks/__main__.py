@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from . import (
     leases,
     memory,
     observability,
+    peers,
     precision,
     publish,
     runs,
@@ -60,8 +62,8 @@ BENCHMARKS: dict[str, Callable[[Conditions], Results]] = {
     "consumers": consumers.run,
 }
 
-#: Runs only where it is named: it takes long, and much memory.
-ON_REQUEST: dict[str, Callable[[Conditions], Results]] = {"ten-million": verbs.run_ten_million}
+#: Run only where they are named: they take long, and much memory, or fetch other people's packages.
+ON_REQUEST: dict[str, Callable[[Conditions], Results]] = {"ten-million": verbs.run_ten_million, "peers": peers.run}
 
 
 def main() -> int:
@@ -72,13 +74,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short run with rough figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--redis", metavar="PROGRAM", help="the server to start; else the newest that is found")
+    parser.add_argument("--environments", type=Path, metavar="FOLDER", help="where `peers` keeps the others' packages")
     chosen = parser.parse_args()
     known = BENCHMARKS | ON_REQUEST
     unknown = set(chosen.names) - set(known)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
-    conditions = Conditions(chosen.redis or newest_server(), chosen.quick)
+    # As Ctrl-C does it: through every `with`, so that servers and workers end with us.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    conditions = Conditions(chosen.redis or newest_server(), chosen.quick, chosen.environments)
     results: list[Row | Series] = []
     for name in chosen.names or BENCHMARKS:
         print(f"{name} …", end="", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from celery_delayq.embedded import RedisServer, servers
 
@@ -18,10 +19,12 @@ class Conditions:
     Attributes:
         program: the Redis server to start.
         quick: take a small share of the time; the figures are then rough.
+        environments: the folder that keeps what other systems need to run; None for one in the user's cache.
     """
 
     program: str
     quick: bool = False
+    environments: Path | None = None
 
     def server(self) -> RedisServer:
         """A new server, not started."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,11 +107,11 @@ def fleet_of(store: Store, size: int) -> Iterator[Fleet]:
             process.wait()
 
 
-def _commands(client: redis.Redis, seconds: float) -> float:
+def commands_a_second(client: redis.Redis, seconds: float, sleep: Callable[[float], None] = time.sleep) -> float:
     """Commands a second that clients send."""
     count = 0
     with client.monitor() as monitor:
-        time.sleep(seconds)
+        sleep(seconds)
         client.echo(END)
         for said in monitor.listen():
             if END in said["command"]:
@@ -170,7 +170,7 @@ def run(conditions: Conditions) -> Results:
             client.flushall()
             _put(store, [store.now_us() + 3600 * SECOND_US])
             with fleet_of(store, size):
-                idle = _commands(client, idle_seconds)
+                idle = commands_a_second(client, idle_seconds)
                 busy[size] = _script_calls(store, busy_seconds)
             dispatchers = f"{size} dispatcher{'s' * (size > 1)}"
             rows.append(
