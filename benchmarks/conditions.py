@@ -1,12 +1,8 @@
-"""Under which conditions a run takes place: the Redis server, the machine, and how much time there is."""
+"""Under which conditions a run takes place: the Redis server, and how much time there is."""
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from celery_delayq.embedded import RedisServer, servers
@@ -30,15 +26,10 @@ class Conditions:
         """A new server, not started."""
         return RedisServer(self.program)
 
-    def __str__(self) -> str:
-        redis = next(
-            (".".join(map(str, found)) for found, program in servers().items() if program == self.program), "?"
-        )
-        packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis"))
-        return (
-            f"Redis {redis}, Python {platform.python_version()} on {sys.platform}, {os.cpu_count()} cores; {packages}"
-            f"{'; QUICK: rough figures' if self.quick else ''}"
-        )
+    def redis_version(self) -> str:
+        """That of the server; "?" if it is none of those that :func:`newest_server` looks at."""
+        found = next((version for version, program in servers().items() if program == self.program), None)
+        return "?" if found is None else ".".join(map(str, found))
 
 
 def newest_server() -> str:
