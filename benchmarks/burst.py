@@ -93,7 +93,7 @@ def run(conditions: Conditions) -> Results:
         ),
         Row(
             "burst",
-            "jobs a second",
+            f"jobs a second to the ready list, {count:,} due at one instant",
             f"{count / ours.median:,.0f}",
             f"bare Lua loop {count / loop.median:,.0f}",
             rate,

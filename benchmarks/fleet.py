@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,9 @@ from .workers import wait_until
 
 QUEUE = "fleet"
 
-#: Dispatchers, and the processes that they are in.
-SIZES = {1: 1, 10: 10, 50: 10}
+#: Dispatchers of a fleet, and the processes that they are in at most.
+SIZES = (1, 10, 50)
+PROCESSES = 10
 
 END = "the end of what is counted"
 
@@ -61,7 +62,7 @@ class Fleet:
     def __init__(self, store: Store, size: int) -> None:
         self.store = store
         self.size = size
-        self._each = size // SIZES[size]
+        self._each = max(size // PROCESSES, 1)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def start_one(self) -> None:
@@ -92,10 +93,11 @@ class Fleet:
 
 
 @contextmanager
-def _fleet(store: Store, size: int) -> Iterator[Fleet]:
+def fleet_of(store: Store, size: int) -> Iterator[Fleet]:
+    """So many dispatchers on database 0 of the server that *store* is in."""
     fleet = Fleet(store, size)
     try:
-        for _ in range(SIZES[size]):
+        for _ in range(min(size, PROCESSES)):
             fleet.start_one()
         fleet.settle()
         yield fleet
@@ -105,11 +107,11 @@ def _fleet(store: Store, size: int) -> Iterator[Fleet]:
             process.wait()
 
 
-def _commands(client: redis.Redis, seconds: float) -> float:
+def commands_a_second(client: redis.Redis, seconds: float, sleep: Callable[[float], None] = time.sleep) -> float:
     """Commands a second that clients send."""
     count = 0
     with client.monitor() as monitor:
-        time.sleep(seconds)
+        sleep(seconds)
         client.echo(END)
         for said in monitor.listen():
             if END in said["command"]:
@@ -167,8 +169,8 @@ def run(conditions: Conditions) -> Results:
         for size in SIZES:
             client.flushall()
             _put(store, [store.now_us() + 3600 * SECOND_US])
-            with _fleet(store, size):
-                idle = _commands(client, idle_seconds)
+            with fleet_of(store, size):
+                idle = commands_a_second(client, idle_seconds)
                 busy[size] = _script_calls(store, busy_seconds)
             dispatchers = f"{size} dispatcher{'s' * (size > 1)}"
             rows.append(
@@ -194,7 +196,7 @@ def run(conditions: Conditions) -> Results:
                 )
             )
         client.flushall()
-        with _fleet(store, 10) as fleet:
+        with fleet_of(store, 10) as fleet:
             killed = Spread.of(_latest(fleet, signal.SIGKILL) for _ in range(rounds))
             stopped = Spread.of(_latest(fleet, signal.SIGTERM) for _ in range(rounds))
     rows.append(

@@ -5,6 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
+
+#: The head of a table of rows, and the words in it for a target that is met, is not, or is none.
+HEAD = ("benchmark", "measured", "ours", "compared with", "ratio: median (min to max)", "target", "verdict")
+VERDICTS = {True: "met", False: "NOT MET", None: ""}
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,19 @@ class Row:
     target: str = ""
     met: bool | None = None
 
+    def cells(self) -> tuple[str, ...]:
+        """As a line of the table, under :data:`HEAD`."""
+        verdict = VERDICTS[self.met]
+        return self.benchmark, self.figure, self.ours, self.compared, str(self.ratio or ""), self.target, verdict
+
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        ratio = self.ratio and {name: _short(value) for name, value in asdict(self.ratio).items()}
+        return {**asdict(self), "ratio": ratio}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Row:
+        ratio = found["ratio"]
+        return cls(**{**found, "ratio": None if ratio is None else Spread(**ratio)})
 
 
 @dataclass(frozen=True)
@@ -66,11 +82,21 @@ class Series:
     y: tuple[float, ...]
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        x, y = ([_short(value) for value in values] for values in (self.x, self.y))
+        return {"plot": self.plot, "label": self.label, "x": x, "y": y}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Series:
+        return cls(found["plot"], found["label"], tuple(found["x"]), tuple(found["y"]))
 
 
 #: What a benchmark returns.
 Results = Sequence[Row | Series]
+
+
+def _short(value: float) -> float:
+    """To six digits, which are more than anybody can measure."""
+    return float(f"{value:.6g}")
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
@@ -78,17 +104,29 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
+def cumulative(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The line of a distribution, from 0.5 % to 99.9 %: *values*, and the share (%) that lies below each."""
+    cuts = statistics.quantiles(values, n=1000, method="inclusive")
+    shares = (5, *range(10, 1000, 10), 995, 999)
+    return tuple(cuts[share - 1] for share in shares), tuple(share / 10 for share in shares)
+
+
 def table(rows: Iterable[Row]) -> str:
     """*rows* as a Markdown table that can also be read as it is."""
-    verdicts = {True: "met", False: "NOT MET", None: ""}
-    lines = [("benchmark", "measured", "ours", "compared with", "ratio: median (min to max)", "target", "verdict")]
-    lines += [
-        (row.benchmark, row.figure, row.ours, row.compared, str(row.ratio or ""), row.target, verdicts[row.met])
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return markdown([HEAD, *(row.cells() for row in rows)], padded=True)
+
+
+def markdown(lines: Sequence[Sequence[str]], *, padded: bool = False) -> str:
+    """A Markdown table, its head first.
+
+    Args:
+        padded: with columns as wide as they must be, for who reads it as it is.
+    """
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(map(len, column)) if padded else 0 for column in zip(*escaped, strict=True)]
     head, *body = (
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in escaped
     )
-    rule = "| " + " | ".join("-" * width for width in widths) + " |"
+    rule = "| " + " | ".join("-" * max(3, width) for width in widths) + " |"
     return "\n".join([head, rule, *body])

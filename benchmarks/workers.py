@@ -151,16 +151,26 @@ class Worker:
         self._log.seek(0)
         return self._log.read()[-3000:].decode(errors="replace")
 
-    def _stop(self) -> None:
+    def kill(self) -> None:
+        """SIGKILL the process and its children, as the kernel does it that is out of memory."""
+        if self._process is not None:
+            # Its own session, so this reaches its children and nobody else.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def end(self) -> None:
+        """Have it end as a deploy does, with SIGTERM; one that does not end is killed."""
         if self._process is not None:
             self._process.terminate()
             try:
                 self._process.wait(timeout=15)
             except subprocess.TimeoutExpired:
-                # Its own session, so this reaches its children and nobody else.
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+                self.kill()
             self._process = None
+
+    def _stop(self) -> None:
+        self.end()
         if self._log is not None:
             self._log.close()
 

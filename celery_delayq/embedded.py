@@ -130,7 +130,11 @@ class RedisServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> RedisServer:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # broken off while it starts
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
