@@ -12,6 +12,7 @@ from __future__ import annotations
 from time import time
 from typing import Any
 
+import redis
 from kombu.transport.redis import Channel, QoS
 from kombu.transport.virtual import QoS as VirtualQoS
 from redis.exceptions import ResponseError
@@ -62,6 +63,8 @@ class Record(QoS):
                 return connection.read_response()
             except ResponseError as error:  # not raised before the other replies are read, too
                 return error
+            except ValueError as error:  # redis-py's, of a connection that another greenlet has closed meanwhile
+                raise redis.ConnectionError(f"closed while it was read: {error}") from error
 
         def exchange() -> list[Any]:
             connection.send_packed_command([joined])

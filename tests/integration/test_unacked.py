@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from kombu.transport.redis import Channel, QoS
 
 from celery_delayq import unacked
 from celery_delayq.embedded import RedisServer
+from celery_delayq.scripts import PURPOSE
 
 HOSTILE = 'a"b\\c\n\x00é'
 
@@ -117,6 +118,29 @@ def test_a_lost_connection(own_server: RedisServer) -> None:
         got = deliver(channel, "tag-1")
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         channel.basic_ack(got.delivery_tag)
+        assert record(client, "") == ({}, [])
+
+
+def test_closed_while_it_is_read(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another greenlet, which closes the channel: redis-py raises a ValueError then. It is a lost connection."""
+    torn = []
+
+    def tear(*args: Any, **options: Any) -> Any:
+        if not torn:
+            torn.append(True)
+            raise ValueError("I/O operation on closed file.")
+        return read(*args, **options)
+
+    with channel_of(server, joined=True) as channel, server.client() as client:
+        got = deliver(channel, "tag-1")
+        connection = channel.pool.get_connection(*PURPOSE)
+        read = connection.read_response
+        monkeypatch.setattr(connection, "read_response", tear)
+        channel.pool.release(connection)
+        with suppress(*channel.connection_errors):  # where redis-py retries nothing
+            channel.qos.ack(got.delivery_tag)
+        assert torn
+        channel.qos.ack(got.delivery_tag)
         assert record(client, "") == ({}, [])
 
 
