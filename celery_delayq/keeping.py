@@ -26,14 +26,14 @@ class Keeping:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
 
-    def get_connection(self, *purpose: Any) -> Any:
+    def get_connection(self, *purpose: Any, **options: Any) -> Any:
         """A connection that can be used; one that its server has closed is opened when it is."""
         try:
             connection, since = self._kept.pop()
         except IndexError:
-            return self.pool.get_connection(*purpose)
+            return self.pool.get_connection(*purpose, **options)
         if connection.pid != getpid():  # the parent's; the pool has forgotten it as well
-            return self.pool.get_connection(*purpose)
+            return self.pool.get_connection(*purpose, **options)
         if monotonic() - since < REST:
             return connection
         try:
