@@ -24,7 +24,7 @@ from redis.exceptions import OutOfMemoryError
 from . import failover
 from .delivery import Delivery
 from .job import Adopted, OnConflict, Origin, Put
-from .keeping import Keeping
+from .keeping import Keeping, can_keep
 from .keys import Keys
 from .liveness import Liveness
 from .store import Store
@@ -129,9 +129,7 @@ def _link(channel: Channel, prefix: str, *, leases: bool = False) -> _Link:
     link = _links.get(channel)
     # After a fork, and after a lost connection, the channel has another pool.
     if link is None or link.pool is not pool or link.store.keys.prefix != prefix:
-        # Connections to a master that Sentinel has replaced are the pool's to find; and who may have one only has none
-        # to keep.
-        keeping = Keeping(pool) if watch is None and pool.max_connections > 1 else None
+        keeping = Keeping(pool) if can_keep(pool) else None
         # Not the channel's client: with a global_keyprefix that one prefixes the first key of a script only.
         stands: Any = keeping or pool
         client = redis.Redis(connection_pool=stands)

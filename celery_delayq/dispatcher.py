@@ -38,6 +38,10 @@ STOP_CHECK = 0.05
 #: A wait on a socket ends up to 1 ms late: its timeout is rounded up to milliseconds. The last of it (s) is slept.
 FINE = 0.002
 
+#: For so long (s) after a hand-over a dispatcher that has nothing to do soon does nothing at all: the worker in whose
+#: process it runs has just got the message, and needs the interpreter.
+COURTESY = 0.002
+
 #: When to look again (s), if nobody has told us when.
 SOON = 0.05
 
@@ -379,7 +383,10 @@ class Dispatcher:
             return None
         if self._is_alien(done.next):
             return None
-        return self._deadline(done.now_us, done.next)
+        deadline = self._deadline(done.now_us, done.next)
+        if deadline.at - monotonic() > COURTESY * 1.25:
+            sleep(COURTESY)
+        return deadline
 
     def _dispatch(self, store: Store, upcoming: Upcoming, *, now_us: int | None = None) -> Dispatched | None:
         """One batch of one topic. None: Redis refuses this topic, and only this; the others must go on."""

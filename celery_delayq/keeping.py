@@ -7,9 +7,17 @@ from time import monotonic
 from typing import Any
 
 import redis
+from redis.sentinel import SentinelConnectionPool
 
 #: A connection that was used a shorter time (s) ago is not looked at: it could as well be lost a moment later.
 REST = 0.02
+
+
+def can_keep(pool: redis.ConnectionPool) -> bool:
+    """Whether to keep one of its connections. Those to a master that Sentinel has replaced are the pool's to find; and
+    who may have one only has none to spare.
+    """
+    return not isinstance(pool, SentinelConnectionPool) and pool.max_connections > 1
 
 
 class Keeping:

@@ -18,6 +18,7 @@ from kombu.transport.virtual import QoS as VirtualQoS
 from redis.exceptions import ResponseError
 
 from .broker import dumps
+from .keeping import Keeping, can_keep
 from .scripts import PURPOSE, pack
 
 _MULTI, _EXEC = b"*1\r\n$5\r\nMULTI\r\n", b"*1\r\n$4\r\nEXEC\r\n"
@@ -27,6 +28,7 @@ class Record(QoS):
     """Stock QoS, but for how these two are sent."""
 
     channel: Channel
+    _keeping: Keeping | None = None
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Write down that *message* was delivered."""
@@ -49,13 +51,21 @@ class Record(QoS):
     def _key(self, name: str) -> str:
         return f"{self.channel.global_keyprefix}{name}"
 
+    def _pool(self) -> Any:
+        pool = self.channel.pool
+        if not can_keep(pool):
+            return pool
+        if self._keeping is None or self._keeping.pool is not pool:  # a channel gets another one after a fork
+            self._keeping = Keeping(pool)
+        return self._keeping
+
     def _write(self, *commands: tuple[str | float, ...]) -> None:
-        """Send *commands* as one transaction, as redis-py's pipelines do: again if the connection was lost, and with
-        the error of the first that failed.
+        """Send *commands* as one transaction, again if the connection was lost; raises the error of the first that
+        failed, as redis-py's pipelines do.
         """
         data = [_MULTI, *(b"*%d\r\n%b" % (len(words), pack(words)) for words in commands), _EXEC]
         joined = b"".join(data)
-        pool = self.channel.pool
+        pool = self._pool()
         connection = pool.get_connection(*PURPOSE)
 
         def read() -> Any:
@@ -71,7 +81,11 @@ class Record(QoS):
             return [read() for _ in data]
 
         try:
-            replies = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
+            try:
+                replies = exchange()
+            except redis.ConnectionError:  # perhaps lost while it was kept; to write the same twice does no harm
+                connection.disconnect()
+                replies = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
         except BaseException:  # some reply may be on its way, and is nobody else's
             connection.disconnect()
             raise
