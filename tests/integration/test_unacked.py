@@ -133,10 +133,11 @@ def test_closed_while_it_is_read(server: RedisServer, monkeypatch: pytest.Monkey
 
     with channel_of(server, joined=True) as channel, server.client() as client:
         got = deliver(channel, "tag-1")
-        connection = channel.pool.get_connection(*PURPOSE)
+        pool = channel.qos._pool()
+        connection = pool.get_connection(*PURPOSE)
         read = connection.read_response
         monkeypatch.setattr(connection, "read_response", tear)
-        channel.pool.release(connection)
+        pool.release(connection)
         channel.qos.ack(got.delivery_tag)
         assert torn
         assert record(client, "") == ({}, [])
