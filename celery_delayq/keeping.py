@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from os import getpid
-from time import monotonic
 from typing import Any
 
 import redis
 from redis.sentinel import SentinelConnectionPool
-
-#: A connection that was used a shorter time (s) ago is not looked at: it could as well be lost a moment later.
-REST = 0.02
 
 
 def can_keep(pool: redis.ConnectionPool) -> bool:
@@ -29,7 +25,7 @@ class Keeping:
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self.pool = pool
-        self._kept: list[tuple[Any, float]] = []  # and since when (s, monotonic); its pop and its append are atomic
+        self._kept: list[Any] = []  # its pop and its append are atomic
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
@@ -37,13 +33,11 @@ class Keeping:
     def get_connection(self, *purpose: Any, **options: Any) -> Any:
         """A connection that can be used; one that its server has closed is opened when it is."""
         try:
-            connection, since = self._kept.pop()
+            connection = self._kept.pop()
         except IndexError:
             return self.pool.get_connection(*purpose, **options)
         if connection.pid != getpid():  # the parent's; the pool has forgotten it as well
             return self.pool.get_connection(*purpose, **options)
-        if monotonic() - since < REST:
-            return connection
         try:
             if connection.can_read():  # the end of it, or something that nobody has asked for
                 connection.disconnect()
@@ -53,14 +47,14 @@ class Keeping:
 
     def release(self, connection: Any) -> None:
         """Take it back."""
-        self._kept.append((connection, monotonic()))
+        self._kept.append(connection)
         while len(self._kept) > 1:
             self.give_back()
 
     def give_back(self) -> None:
         """Give the pool what is kept."""
         try:
-            connection, _ = self._kept.pop()
+            connection = self._kept.pop()
         except IndexError:
             return
         if connection.pid == getpid():

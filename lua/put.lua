@@ -102,9 +102,10 @@ local function head(schedule)
 end
 
 -- The common case, with a third of the work: one plain job with a new id, behind the head of its topic, at a due time
--- that no other has. Then nothing changes but its own two entries. True: it is stored; else nothing is, and what follows
--- has to judge.
+-- that no other has. Then nothing changes but its own two entries. True: it is stored; else nothing is, and what
+-- follows has to judge.
 local function put_behind()
+  local topic, schedule, jobs = 1, KEYS[5], KEYS[5 + 1]
   local id, text = ARGV[first_job + 1], ARGV[first_job + 2]
   local due = tonumber(text)
   if id == '' or not due or due % 1 ~= 0 or due >= 2 ^ 53 then
@@ -117,9 +118,10 @@ local function put_behind()
   if string.byte(text) == 43 then -- '+': from now
     due = now + due
   end
-  if due <= now or due > LATEST - 999 or redis.call('ZCOUNT', KEYS[5], '-inf', due - 1) == 0
-    or redis.call('ZCOUNT', KEYS[5], due, due + 999) > 0 or redis.call('ZCARD', KEYS[1]) == 0
-    or redis.call('HGET', KEYS[2], ARGV[8]) ~= ARGV[9] or redis.call('HGET', KEYS[6], id) then
+  if due <= now or due > LATEST - 999 or redis.call('ZCOUNT', schedule, '-inf', due - 1) == 0
+    or redis.call('ZCOUNT', schedule, due, due + 999) > 0 or redis.call('ZCARD', KEYS[1]) == 0
+    or redis.call('HGET', KEYS[2], ARGV[6 + 2 * topic]) ~= ARGV[7 + 2 * topic]
+    or redis.call('HGET', jobs, id) then
     return false
   end
   if silence then
@@ -128,8 +130,8 @@ local function put_behind()
       return false
     end
   end
-  redis.call('HSET', KEYS[6], id, ARGV[first_job + 6])
-  redis.call('ZADD', KEYS[5], due, id)
+  redis.call('HSET', jobs, id, ARGV[first_job + 6])
+  redis.call('ZADD', schedule, due, id)
   return true
 end
 

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from time import sleep
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import redis
 from celery import Celery
 
 from celery_delayq.embedded import RedisServer
-from celery_delayq.keeping import REST, Keeping
+from celery_delayq.keeping import Keeping
 from celery_delayq.scripts import PURPOSE
 
 from .conftest import Inside
@@ -58,7 +57,6 @@ def test_one_that_the_server_closed(keeping: Keeping, server: RedisServer) -> No
     keeping.release(kept)
     with server.client() as client:
         client.execute_command("CLIENT", "KILL", "ID", number)
-    sleep(2 * REST)
 
     again = keeping.get_connection(*PURPOSE)
 
@@ -72,7 +70,6 @@ def test_one_with_an_unread_reply(keeping: Keeping) -> None:
     kept.send_command("ECHO", "stray")
     assert kept.can_read(timeout=10)
     keeping.release(kept)
-    sleep(2 * REST)
 
     kept = keeping.get_connection(*PURPOSE)
     kept.send_command("ECHO", "mine")
@@ -124,7 +121,6 @@ def test_a_lost_connection_costs_no_task(make_app: Callable[..., Celery], own_se
         app.send_task("t", countdown=60, task_id=f"t{number}", retry=False)
         with own_server.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        sleep(2 * REST)
 
     assert app.delayq.count() == 5
 

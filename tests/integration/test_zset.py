@@ -76,8 +76,9 @@ def test_a_replica(own_server: RedisServer, caplog: pytest.LogCaptureFixture) ->
     """As a master is that was failed over: it tells, and goes on where it may write."""
     with dispatching(own_server.url()) as seen, own_server.client() as client:
         until(lambda: seen, "a look")
-        client.zadd("delayed", {"a": in_seconds(client, 0.5)})
-        client.replicaof("127.0.0.1", 1)
+        due = in_seconds(client, 0.5)
+        with client.pipeline() as pipe:  # both at once: it must not move it before
+            pipe.zadd("delayed", {"a": due}).replicaof("127.0.0.1", 1).execute()
         until(lambda: "trying again" in caplog.text, "it tells")
         client.replicaof("no", "one")
         assert popped(client, 1) == [b"a"]
