@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 from kombu import Connection
 from kombu.transport.redis import Channel, QoS
 
 from celery_delayq import unacked
+from celery_delayq.bootstep import RecordStep
 from celery_delayq.embedded import RedisServer
 from celery_delayq.scripts import PURPOSE
 
@@ -165,6 +166,12 @@ def test_left_alone(server: RedisServer) -> None:
 
 
 def test_a_worker_has_it(app: Celery) -> None:
-    """A worker of an app with celery_delayq writes its record so."""
-    with start_worker(app, perform_ping_check=False, pool="solo") as worker:
-        assert type(worker.consumer.task_consumer.channel.qos) is unacked.Record
+    """The step that joins it belongs to the consumers of an app with celery_delayq, and does it."""
+    assert RecordStep in app.steps["consumer"]
+    with app.connection_for_read() as connection:
+        consumer = app.amqp.TaskConsumer(connection)  # as the step Tasks makes it
+        step = RecordStep(SimpleNamespace())
+        step.start(SimpleNamespace(task_consumer=consumer))
+        assert type(consumer.channel.qos) is unacked.Record
+        step.start(SimpleNamespace(task_consumer=consumer))
+        assert type(consumer.channel.qos) is unacked.Record
