@@ -271,6 +271,8 @@ class Dispatcher:
             while deadline is not None and not self._called(subscription, deadline.at):
                 # Nobody spoke, so it is time, and for what we know: no need to ask again what is due.
                 deadline = self._hand_over(store, deadline.next) if deadline.next else None
+                if deadline is not None and deadline.at - monotonic() > COURTESY * 1.25:
+                    sleep(COURTESY)
 
     def _stand_by(self, store: Store, subscription: Subscription) -> None:
         """Only listen, until the active one falls silent. Costs Redis nothing."""
@@ -383,10 +385,7 @@ class Dispatcher:
             return None
         if self._is_alien(done.next):
             return None
-        deadline = self._deadline(done.now_us, done.next)
-        if deadline.at - monotonic() > COURTESY * 1.25:
-            sleep(COURTESY)
-        return deadline
+        return self._deadline(done.now_us, done.next)
 
     def _dispatch(self, store: Store, upcoming: Upcoming, *, now_us: int | None = None) -> Dispatched | None:
         """One batch of one topic. None: Redis refuses this topic, and only this; the others must go on."""

@@ -10,10 +10,13 @@ from redis.sentinel import SentinelConnectionPool
 
 
 def can_keep(pool: redis.ConnectionPool) -> bool:
-    """Whether to keep one of its connections. Those to a master that Sentinel has replaced are the pool's to find; and
-    who may have one only has none to spare.
+    """Whether to keep one of its connections.
+
+    Those to a master that Sentinel has replaced are the pool's to find, as are those whose credentials are renewed while
+    it has them; and who may have one only has none to spare.
     """
-    return not isinstance(pool, SentinelConnectionPool) and pool.max_connections > 1
+    renews = pool.connection_kwargs.get("credential_provider") is not None
+    return not renews and not isinstance(pool, SentinelConnectionPool) and pool.max_connections > 1
 
 
 class Keeping:

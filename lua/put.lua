@@ -105,7 +105,9 @@ end
 -- that no other has. Then nothing changes but its own two entries. True: it is stored; else nothing is, and what
 -- follows has to judge.
 local function put_behind()
-  local topic, schedule, jobs = 1, KEYS[5], KEYS[5 + 1]
+  local topic = 1
+  local base = 6 * topic - 5
+  local schedule, jobs = KEYS[base + 4], KEYS[base + 5]
   local id, text = ARGV[first_job + 1], ARGV[first_job + 2]
   local due = tonumber(text)
   if id == '' or not due or due % 1 ~= 0 or due >= 2 ^ 53 then

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from redis.sentinel import Sentinel
 
 from celery_delayq.embedded import RedisServer
-from celery_delayq.keeping import Keeping
+from celery_delayq.keeping import Keeping, can_keep
 from celery_delayq.scripts import PURPOSE
 
 from .conftest import Inside
@@ -48,6 +49,18 @@ def test_the_last_one_is_kept(keeping: Keeping) -> None:
     keeping.give_back()
     keeping.give_back()
     assert keeping.pool.get_connection(*PURPOSE) in (first, second)
+
+
+def test_pools_that_keep_their_own(server: RedisServer) -> None:
+    """Credentials are renewed on connections that the pool has; who may have one connection may need it elsewhere."""
+    provider = redis.UsernamePasswordCredentialProvider("default", "")
+    for pool, kept in (
+        (redis.ConnectionPool.from_url(server.url()), True),
+        (redis.ConnectionPool.from_url(server.url(), credential_provider=provider), False),
+        (redis.ConnectionPool.from_url(server.url(), max_connections=1), False),
+        (Sentinel([("127.0.0.1", 1)]).master_for("m").connection_pool, False),
+    ):
+        assert can_keep(pool) is kept
 
 
 def test_one_that_the_server_closed(keeping: Keeping, server: RedisServer) -> None:
