@@ -12,8 +12,8 @@ from redis.sentinel import SentinelConnectionPool
 def can_keep(pool: redis.ConnectionPool) -> bool:
     """Whether to keep one of its connections.
 
-    Those to a master that Sentinel has replaced are the pool's to find, as are those whose credentials are renewed while
-    it has them; and who may have one only has none to spare.
+    Those to a master that Sentinel has replaced are the pool's to find, as are those whose credentials are renewed; and
+    who may have one only has none to spare.
     """
     renews = pool.connection_kwargs.get("credential_provider") is not None
     return not renews and not isinstance(pool, SentinelConnectionPool) and pool.max_connections > 1

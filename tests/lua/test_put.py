@@ -42,6 +42,37 @@ def test_jobs_of_one_due_leave_in_the_order_of_their_puts(store: Store) -> None:
     assert min(order.values()) == 7
 
 
+def test_also_behind_an_earlier_job_they_leave_in_the_order_of_their_puts(store: Store) -> None:
+    """One by one, with ids in any order, and also a due time that another has got by being put off."""
+    put(store, job("first", 5))
+    for id in ("c", "b", "a"):
+        put(store, job(id, 70))
+    put(store, job("d", 72))
+
+    order = waiting(store)
+
+    assert list(order) == [b"first", b"c", b"b", b"a", b"d"]
+    assert len(set(order.values())) == 5
+
+
+def test_a_put_behind_another_mends_an_index_that_was_lost(store: Store) -> None:
+    """As by an eviction: else nobody would look at the topic again."""
+    put(store, job("first", 5))
+    store.client.delete(store.keys.index)
+    put(store, job("a", 70))
+
+    assert index(store) == {b"q": 5}
+
+
+def test_a_put_behind_another_brings_the_newest_way_of_delivery(store: Store) -> None:
+    """Where a queue has got priorities meanwhile, as an example."""
+    put(store, job("first", 5))
+    newer = Delivery((0, 5), ("q", "q-5"))
+    store.put([job("a", 70)], {"q": newer}, now_us=NOW)
+
+    assert store.topics() == {"q": newer}
+
+
 def test_more_than_a_thousand_of_one_due_stay_within_a_millisecond(store: Store) -> None:
     """However many are due at once, none is put off by a millisecond or more."""
     put(store, *(job(f"{number:05}", 7) for number in range(3000)))
