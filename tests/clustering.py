@@ -137,9 +137,30 @@ class Nodes:
 
         until(has_all, f"the replica of node {number} follows")
 
+    def _epochs(self, number: int) -> dict[str, int]:
+        """The configuration epoch of each node, by its id, as the node of that number knows it."""
+        lines: list[str] = self.tell(number, "CLUSTER", "NODES").splitlines()
+        return {id: int(epoch) for id, _, _, _, _, _, epoch, *_ in map(str.split, lines)}
+
+    def _await_epochs(self) -> None:
+        """Wait until all nodes that live know the same epochs, and no two masters have the same.
+
+        The node to which a slot moves takes an epoch above all that it knows. If gossip has not brought it the last
+        one, two nodes may have one and the same, and each may believe for good that a slot is its own.
+        """
+
+        def agreed() -> bool:
+            living = [number for number, server in enumerate(self.servers) if server.running]
+            told = [self._epochs(number) for number in living]
+            masters = [told[0][id] for id in self.ids[: self._count[0]]]
+            return all(epochs == told[0] for epochs in told) and len({*masters}) == len(masters)
+
+        until(agreed, "all nodes know the same epochs")
+
     def begin_move(self, slot: int, target: int) -> int:
         """The slot is on its way: keys of it may be here or there. Returns the number of the node it is leaving."""
         source = self.owner(slot)
+        self._await_epochs()
         self.tell(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.ids[source])
         self.tell(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.ids[target])
         return source

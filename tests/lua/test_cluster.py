@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -140,26 +140,27 @@ def test_a_slot_that_moves_is_followed(nodes: Nodes, cluster: Cluster, own: bool
 def test_puts_and_hand_overs_while_slots_move(nodes: Nodes, cluster: Cluster) -> None:
     """Whatever is put, with retries, while the slot goes to and fro, is reserved and acked once."""
     slot = slots_of_shards(1)[0]
-    done = threading.Event()
 
     def travel() -> None:
-        while not done.wait(0.05):
+        for _ in range(6):
             nodes.move(slot, (nodes.owner(slot) + 1) % 3)
 
-    traveller = threading.Thread(target=travel)
-    traveller.start()
     acked: list[bytes] = []
-    with closing(store_of(cluster, 0)) as putting, closing(store_of(cluster, 0, own=True)) as taking:
-        try:
-            for number in range(60):
-                insist(partial(_put_again, putting, str(number)), "a put")
-                insist(lambda: acked.extend(_hand_over(taking)), "a hand-over")
-        finally:
-            done.set()
-            traveller.join()
+    count = 0
+    with (
+        closing(store_of(cluster, 0)) as putting,
+        closing(store_of(cluster, 0, own=True)) as taking,
+        ThreadPoolExecutor(1) as traveller,
+    ):
+        journey = traveller.submit(travel)
+        while count < 60 or not journey.done():
+            insist(partial(_put_again, putting, str(count)), "a put")
+            insist(lambda: acked.extend(_hand_over(taking)), "a hand-over")
+            count += 1
+        journey.result()
         insist(lambda: acked.extend(_hand_over(taking)), "the last hand-over")
 
-        assert sorted(acked, key=int) == [str(number).encode() for number in range(60)]
+        assert sorted(acked, key=int) == [str(number).encode() for number in range(count)]
         assert taking.loads(RELAYED)[1]["q"].waiting == 0
 
 
