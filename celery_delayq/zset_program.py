@@ -9,20 +9,13 @@ import sys
 from collections.abc import Sequence
 from threading import Event, Thread
 from time import monotonic
-from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import redis
-from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool, parse_url
-from redis.retry import Retry
 
 from .errors import DelayQError
+from .plain_client import client_at
 from .zset import ZsetDispatcher, ZsetPass
-
-#: Redis has so long (s) to answer; after that it counts as away.
-TIMEOUT = 5.0
 
 #: How long (s) the end waits for a call that is under way.
 PATIENCE = 0.7
@@ -84,19 +77,9 @@ def client_for(url: str) -> redis.Redis:
         click.BadParameter: there can be no such Redis.
     """
     try:
-        given = parse_url(url)
-        path = urlsplit(url).path.strip("/")
-        if path and not path.isdecimal() and "path" not in given:
-            raise ValueError(f"{path!r} is no number of a database")
-        options: dict[str, Any] = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, **given}
-        options |= {"retry": Retry(NoBackoff(), 0), "decode_responses": False}
-        if redis.VERSION >= (5,):
-            options["protocol"] = 2
-        pool = ConnectionPool(**options)
-        pool.make_connection()  # which reads the options
+        return client_at(url)
     except (ValueError, TypeError, redis.RedisError) as error:
         raise click.BadParameter(_printable(error), param_hint="'-u' / '--redis-url'") from None
-    return redis.Redis(connection_pool=pool)
 
 
 def _printable(error: object) -> str:

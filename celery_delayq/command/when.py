@@ -10,19 +10,8 @@ import click
 
 from celery_delayq.clock import moment_of
 from celery_delayq.errors import shortened
+from celery_delayq.lengths import is_length, read_length
 
-#: What each unit may be called, and how many seconds it has.
-UNITS = {
-    1: ("s", "sec", "secs", "second", "seconds"),
-    60: ("m", "min", "mins", "minute", "minutes"),
-    3600: ("h", "hr", "hrs", "hour", "hours"),
-    86_400: ("d", "day", "days"),
-    604_800: ("w", "week", "weeks"),
-}
-_SECONDS = {name: seconds for seconds, names in UNITS.items() for name in names}
-
-_PART = r"(\d+(?:\.\d+)?)\s*([a-z]+)"
-_LENGTH = re.compile(rf"{_PART}(?:[\s,]*{_PART})*")
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
     r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,6})\d*)?)?\s*(?:([Zz])|([+-])(\d\d):?(\d\d)?)?)?"
@@ -33,29 +22,6 @@ _EPOCH = re.compile(r"[+-]?\d+(?:\.\d*)?")
 _LEAST_EPOCH = 100_000_000
 
 EXAMPLES = "'2030-01-02T03:04:05Z' (UTC without an offset), 'in 2h 30m', '10 minutes ago', 'now', or seconds since 1970"
-
-
-def read_length(text: str) -> timedelta:
-    """A length of time: ``90s``, ``1h 30m``, ``2 days``, ``-30m``.
-
-    Raises:
-        ValueError: it is none; the message says how to write one.
-    """
-    bare = text.strip().lower()
-    sign = -1 if bare.startswith("-") else 1
-    if bare.startswith(("+", "-")):
-        bare = bare[1:].strip()
-    if not _LENGTH.fullmatch(bare):
-        raise ValueError(f"{shortened(text)} is no length of time; write one as '90s', '1h 30m', '2 days'")
-    seconds = 0.0
-    for number, unit in re.findall(_PART, bare):
-        if unit not in _SECONDS:
-            raise ValueError(f"{shortened(unit)} is no unit of time; there are s, m, h, d and w, or their whole names")
-        seconds += float(number) * _SECONDS[unit]
-    try:
-        return timedelta(seconds=sign * seconds)
-    except OverflowError:
-        raise ValueError(f"{shortened(text)} is too long") from None
 
 
 def read_when(text: str, now: datetime) -> datetime:
@@ -82,7 +48,7 @@ def read_when(text: str, now: datetime) -> datetime:
         if abs(float(bare)) < _LEAST_EPOCH:
             raise ValueError(f"{bare} would be {bare} seconds since 1970; for a time from now write 'in {bare}s'")
         return moment_of(float(bare))
-    if _LENGTH.fullmatch(lower):
+    if is_length(lower):
         raise ValueError(f"{shortened(text)} is a length of time; write 'in {bare}' or '{bare} ago'")
     raise ValueError(f"{shortened(text)} is no time; write one as {EXAMPLES}")
 
