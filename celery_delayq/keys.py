@@ -195,3 +195,30 @@ class Keys:
     def ready(self, topic: str) -> str:
         """list: where a topic's due jobs go if nothing says otherwise: Kombu's own key for a queue at priority 0."""
         return f"{self.global_prefix}{topic}"
+
+
+@dataclass(frozen=True)
+class WatcherKeys:
+    """Names for the watchers of one queue. What the queue itself is called is the user's matter.
+
+    Attributes:
+        taken: the list of events in work, as the rules name it.
+        prefix: first part of the keys.
+    """
+
+    taken: str
+    prefix: str = "delayq"
+
+    @property
+    def holders(self) -> str:
+        """hash: slot -> token of the watcher that has it, '' if nobody has."""
+        return f"{self.prefix}:rules:holders:{self.taken}"
+
+    @property
+    def beats(self) -> str:
+        """zset: slot -> time (us) at which its watcher was last heard of."""
+        return f"{self.prefix}:rules:beats:{self.taken}"
+
+    def in_work(self, slot: int) -> str:
+        """list: events in work at one place; of the first, the list that the rules name."""
+        return f"{self.taken}/{slot}" if slot else self.taken

@@ -26,6 +26,9 @@ PURPOSE = () if redis.VERSION >= (5, 3) else ("EVALSHA",)
 class Script:
     """One Lua file.
 
+    Args:
+        before: names of scripts that this one calls as functions of KEYS and ARGV.
+
     Attributes:
         name: the verb, which is also the file's name.
         text: its source.
@@ -36,9 +39,10 @@ class Script:
 
     timers: ClassVar[tuple[Callable[[str, float], object], ...]] = ()
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *before: str) -> None:
         self.name = name
-        self.text = (files("celery_delayq.lua") / f"{name}.lua").read_text(encoding="utf-8")
+        functions = [f"local function {part}(KEYS, ARGV)\n{_source(part)}end\n" for part in before]
+        self.text = "".join(functions) + _source(name)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: redis.Redis, keys: Sequence[str | bytes], args: Sequence[Value]) -> Any:
@@ -82,6 +86,10 @@ class Script:
             raise DelayQError(f"{self.name}: {refusal.removeprefix('BADARG ')}") from error
         if "-OOM " in refusal:  # Redis 6.2 tells it so if a script meets it; Redis 7 as of any command
             raise OutOfMemoryError(refusal[refusal.index("-OOM ") + 5 :]) from error
+
+
+def _source(name: str) -> str:
+    return (files("celery_delayq.lua") / f"{name}.lua").read_text(encoding="utf-8")
 
 
 class Packed(NamedTuple):
@@ -194,6 +202,10 @@ class Prepared:
         """As :meth:`Script.explain`."""
         self._script.explain(error)
 
+    def within(self, args: Sequence[Value]) -> tuple[list[str | bytes], list[Value]]:
+        """The keys and arguments, for a script that calls this one."""
+        return [*self._keys], [*self._args, *args]
+
     def words(self, args: Sequence[Value], *, loads: bool = False) -> list[Value]:
         """The command as its words; *loads*: with the whole script, for a Redis that does not know it."""
         begin = ["EVAL", self._script.text] if loads else ["EVALSHA", self._script.sha]
@@ -270,6 +282,6 @@ def packed(word: bytes) -> bytes:
 
 
 @cache
-def script(name: str) -> Script:
-    """The script of that verb."""
-    return Script(name)
+def script(name: str, *before: str) -> Script:
+    """The script of that verb, which calls those *before* it."""
+    return Script(name, *before)

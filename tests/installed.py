@@ -15,14 +15,17 @@ from celery_delayq.scripts import script
 
 checkout = Path(__file__).resolve().parent.parent
 package = Path(celery_delayq.__file__).resolve()
-verbs = sorted(file.name.removesuffix(".lua") for file in files("celery_delayq.lua").iterdir() if file.suffix == ".lua")
+lua = files("celery_delayq.lua")
+verbs = sorted(file.name.removesuffix(".lua") for file in lua.iterdir() if file.suffix == ".lua")
+verbs += sorted(f"rules/{file.name.removesuffix('.lua')}" for file in (lua / "rules").iterdir())
 plugins = entry_points(group="celery.commands", name="delayq")
 failures = [
     reason
     for reason, wrong in {
         f"{package} lies in the checkout": checkout in package.parents and ".tox" not in package.parts,
         "py.typed is missing": not (package.parent / "py.typed").is_file(),
-        "a Lua script is missing": verbs != sorted(path.stem for path in (checkout / "lua").glob("*.lua")),
+        "a Lua script is missing": set(verbs)
+        != {path.relative_to(checkout / "lua").with_suffix("").as_posix() for path in checkout.glob("lua/**/*.lua")},
         "a Lua script does not load": not all(script(verb).sha for verb in verbs),
         "the command celery-delayq is missing": not entry_points(group="console_scripts", name="celery-delayq"),
         "the plugin celery delayq is missing": not plugins,

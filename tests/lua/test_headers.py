@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+from importlib.abc import Traversable
 from importlib.resources import files
 
 import pytest
 
 from celery_delayq.store import Store
 
-SOURCES = {
-    file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
-    for file in files("celery_delayq.lua").iterdir()
-    if file.name.endswith(".lua")
-}
+
+def sources(folder: Traversable) -> dict[str, str]:
+    """Verb -> source."""
+    found = [file for file in folder.iterdir() if file.name.endswith(".lua")]
+    return {file.name.removesuffix(".lua"): file.read_text(encoding="utf-8") for file in found}
+
+
+SOURCES = sources(files("celery_delayq.lua"))
+
+#: The scripts of the rules' watchers, whose keys are the users'.
+OF_RULES = {f"rules/{verb}": source for verb, source in sources(files("celery_delayq.lua") / "rules").items()}
+
+ALL = {**SOURCES, **OF_RULES}
 
 #: Verbs for what is not a store's.
 OF_NO_STORE = {"dispatch_zset"}
@@ -38,6 +47,14 @@ def test_the_verbs_are_here() -> None:
     assert reading | writing | leasing | {"claim", "forget", "version", *OF_NO_STORE} == set(SOURCES)
 
 
+def test_each_script_of_the_rules_has_its_test_file() -> None:
+    """One word for one thing, there too."""
+    assert {f"rules/{verb}" for verb in ("enlist", "take", "conclude", "give_back")} <= set(OF_RULES)
+    for verb in OF_RULES:
+        folder, name = verb.split("/")
+        assert (files("tests.lua") / folder / f"test_{name}.py").is_file()
+
+
 @pytest.mark.parametrize("verb", sorted(SOURCES))
 def test_a_verb_is_a_method_of_the_store_and_has_its_test_file(verb: str) -> None:
     """One word for one thing: Lua file, method, test file."""
@@ -45,21 +62,21 @@ def test_a_verb_is_a_method_of_the_store_and_has_its_test_file(verb: str) -> Non
     assert (files("tests.lua") / f"test_{verb}.py").is_file()
 
 
-@pytest.mark.parametrize("verb", sorted(SOURCES))
+@pytest.mark.parametrize("verb", sorted(ALL))
 def test_a_header_tells_everything(verb: str) -> None:
     """Purpose first, then keys, arguments, replies and cost."""
-    text = header(SOURCES[verb])
+    text = header(ALL[verb])
 
-    assert text.startswith(f"-- {verb}: ")
+    assert text.startswith(f"-- {verb.rpartition('/')[2]}: ")
     for part in ("KEYS[1]", "ARGV[1]", "Returns", "error WRONGTYPE", "Cost"):
         assert part in text
-    assert ("error BADARG" in text) is ("BADARG" in code(SOURCES[verb]))
+    assert ("error BADARG" in text) is ("BADARG" in code(ALL[verb]))
 
 
-@pytest.mark.parametrize("verb", sorted(SOURCES))
+@pytest.mark.parametrize("verb", sorted(ALL))
 def test_the_code_uses_the_keys_and_arguments_that_the_header_numbers(verb: str) -> None:
     """No fixed index in the code that the header does not explain, and none explained that is not there."""
-    text, body = header(SOURCES[verb]), code(SOURCES[verb])
+    text, body = header(ALL[verb]), code(ALL[verb])
     for name in ("KEYS", "ARGV"):
         told = set(re.findall(rf"{name}\[(\d+)", text))
         used = set(re.findall(rf"{name}\[(\d+)\]", body))
@@ -67,26 +84,26 @@ def test_the_code_uses_the_keys_and_arguments_that_the_header_numbers(verb: str)
         assert told == {str(number) for number in range(1, len(told) + 1)} or (verb, name) == ("put", "KEYS")
 
 
-@pytest.mark.parametrize("verb", sorted(SOURCES))
+@pytest.mark.parametrize("verb", sorted(ALL))
 def test_a_script_that_changes_nothing_says_so(verb: str) -> None:
     """And no other does: by the commands that it calls."""
-    called = set(re.findall(r"redis\.p?call\('(\w+)'", SOURCES[verb]))
+    called = set(re.findall(r"redis\.p?call\('(\w+)'", ALL[verb]))
     reads = {"EXISTS", "HEXISTS", "HGET", "HLEN", "HMGET", "LLEN", "TIME", "TYPE"}
     reads |= {"ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZSCORE"}
 
-    assert ("Changes nothing." in header(SOURCES[verb]).replace("\n-- ", " ")) is (called <= reads)
+    assert ("Changes nothing." in header(ALL[verb]).replace("\n-- ", " ")) is (called <= reads)
 
 
-@pytest.mark.parametrize("verb", sorted(SOURCES))
+@pytest.mark.parametrize("verb", sorted(ALL))
 def test_lines_can_be_read_side_by_side(verb: str) -> None:
     """As long as those of the Python code, and no longer."""
-    assert max(map(len, SOURCES[verb].splitlines())) <= 120
+    assert max(map(len, ALL[verb].splitlines())) <= 120
 
 
-@pytest.mark.parametrize("verb", sorted(SOURCES))
+@pytest.mark.parametrize("verb", sorted(ALL))
 def test_no_script_makes_a_key_or_reads_a_body(verb: str) -> None:
     """Keys arrive in KEYS, bodies stay bytes, and no due time becomes text but by an exact format."""
-    body = code(SOURCES[verb])
+    body = code(ALL[verb])
 
     assert "cjson" not in body
     assert "tostring" not in body
@@ -94,11 +111,11 @@ def test_no_script_makes_a_key_or_reads_a_body(verb: str) -> None:
     assert "KEYS'" not in body
 
 
-@pytest.mark.parametrize("verb", sorted(SOURCES))
+@pytest.mark.parametrize("verb", sorted(ALL))
 def test_no_script_leaks_a_global(verb: str) -> None:
     """Every name is local: a global would be an error on a newer Redis, and shared on none."""
-    assigned = set(re.findall(r"^\s*(\w+)\s*=[^=]", code(SOURCES[verb]), re.MULTILINE))
-    declared = set(re.findall(r"\blocal (?:function )?([\w, ]+)", code(SOURCES[verb])))
+    assigned = set(re.findall(r"^\s*(\w+)\s*=[^=]", code(ALL[verb]), re.MULTILINE))
+    declared = set(re.findall(r"\blocal (?:function )?([\w, ]+)", code(ALL[verb])))
     names = {name.strip() for group in declared for name in group.split(",")}
 
     assert assigned <= names
