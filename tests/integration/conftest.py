@@ -157,3 +157,10 @@ def broker(other: RedisServer) -> Iterator[Inside]:
     inside = Inside(other)
     yield inside
     inside.client.flushall()
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    """Talks to the test's server; its replies are bytes."""
+    with server.client() as client:
+        yield client
