@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ssl import VerifyMode
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from kombu import Connection
 from kombu.utils.url import url_to_parts
+from redis.connection import parse_url
 
 from . import broker
 from .cluster import Cluster
@@ -98,3 +100,49 @@ def place_of(connection: Any) -> tuple[object, ...]:
     """What two connections to the same keys of the same Redis have in common."""
     options = connection.transport_options
     return name_of(connection), options.get("global_keyprefix") or "", options.get("master_name")
+
+
+def url_for_redis(connection: Any) -> str | None:
+    """Where *connection*, a Kombu connection, goes, as a URL that redis-py reads.
+
+    None: that is no Redis; or no such URL can say it, as with Sentinels and several addresses.
+    """
+    if not broker.goes_to_redis(connection) or broker.has_sentinels(connection) or connection.alt:
+        return None
+    host, path, query = connection.hostname or "localhost", connection.virtual_host or "", {}
+    user, password = (quote(text or "", safe="") for text in (connection.userid, connection.password))
+    login = f"{user}:{password}@" if user or password else ""
+    if "://" in host:
+        parts = urlsplit(host)
+        path = dict(parse_qsl(parts.query)).get("virtual_host", path)
+        return f"unix://{login}{parts.path}?db={path.strip('/') or 0}"
+    if isinstance(connection.ssl, Mapping):
+        query = {name: _ssl_option(value) for name, value in connection.ssl.items()}
+    host = f"[{host}]" if ":" in host else host
+    url = f"redis{'s' if connection.ssl else ''}://{login}{host}:{connection.port or 6379}/{path.strip('/') or 0}"
+    return f"{url}?{urlencode(query)}" if query else url
+
+
+def _ssl_option(value: Any) -> str:
+    """As redis-py reads it in a URL: ``required`` for ``ssl.CERT_REQUIRED``."""
+    return str(value.name).removeprefix("CERT_").lower() if isinstance(value, VerifyMode) else str(value)
+
+
+def is_redis_of(url: str, connection: Any) -> bool:
+    """Whether *url*, as redis-py reads it, names the server and the database of *connection*, a Kombu connection; not
+    if that cannot be told.
+    """
+    own = url_for_redis(connection)
+    try:
+        return own is not None and _redis_at(url) == _redis_at(own)
+    except ValueError:  # no such URL
+        return False
+
+
+def _redis_at(url: str) -> tuple[object, ...]:
+    options: Mapping[str, Any] = parse_url(url)
+    database = int(options.get("db") or 0)
+    if "path" in options:
+        return options["path"], database
+    host = options.get("host")
+    return "localhost" if host in _HERE else host, options.get("port") or 6379, database

@@ -17,7 +17,7 @@ from click import Option
 
 from . import adoption, broker, bulk, revoking, tracing
 from .adoption import Adoption, Silence, Take
-from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep, RecordStep
+from .bootstep import AdoptionStep, CheckUpStep, DispatcherStep, MasterStep, RecordStep, RulesStep
 from .clock import moment_of, seconds_of
 from .control import Control
 from .crew import Crew
@@ -46,6 +46,8 @@ from .telling import Telling
 if TYPE_CHECKING:
     from celery import Celery
     from celery.result import AsyncResult, GroupResult
+
+    from .rules.in_worker import InWorker
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class DelayQ(Control, DeadLetters):
             rank_states()
             task_received.connect(restore_eta)  # of all apps of the process; it finds what has waited
             tracing.join()
-            app.steps["worker"].update((DispatcherStep, CheckUpStep))
+            app.steps["worker"].update((DispatcherStep, CheckUpStep, RulesStep))
             app.steps["consumer"].add(AdoptionStep)
             app.steps["consumer"].add(MasterStep)
             app.steps["consumer"].add(RecordStep)
@@ -345,6 +347,20 @@ class DelayQ(Control, DeadLetters):
             max_attempts=settings.max_attempts,
             batch_size=settings.batch_size,
         )
+
+    def rules_in_worker(self) -> InWorker | None:
+        """The rules that a worker runs, read and joined with the signals of tasks; None: ``delayq_rules`` names none.
+
+        Raises:
+            ImproperlyConfigured: they cannot work; with all their faults.
+            ImportError: what rules need is not installed.
+        """
+        paths = self.settings.rules
+        if paths is None:
+            return None
+        from .rules.in_worker import InWorker  # noqa: PLC0415  # needs packages that no one else does
+
+        return InWorker(self.app, paths)
 
     def adoption(self, dispatches: Callable[[], bool], consumer: Callable[[], Any]) -> Adoption | None:
         """Adoption for one worker; None if the settings or the broker do not want it.

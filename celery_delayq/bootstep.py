@@ -60,6 +60,30 @@ class DispatcherStep(bootsteps.StartStopStep):
         return {"delayq": vars(self.obj.counts)} if self.obj else {}
 
 
+class RulesStep(bootsteps.StartStopStep):
+    """Watches for events, where ``delayq_rules`` names files, for as long as the worker lives.
+
+    Its threads begin after all that forks, as the dispatcher's. The files are read when the step is made, which is
+    before: so a wrong one ends the start, and a pool's children have the signals that tell what their tasks have done.
+    """
+
+    requires = (DispatcherStep,)
+    label = "DelayQ rules"
+    conditional = True
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        self._rules = worker.app.delayq.rules_in_worker()
+        super().__init__(worker, **options)
+
+    def include_if(self, worker: Any) -> bool:
+        return self._rules is not None
+
+    def create(self, worker: Any) -> Any:
+        return self._rules.runner()
+
+    terminate = bootsteps.StartStopStep.stop
+
+
 class MasterStep(bootsteps.StartStopStep):
     """Has the worker's own connections leave a Redis master that has failed over, when Sentinel says so.
 

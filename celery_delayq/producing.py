@@ -48,7 +48,7 @@ class ProducerPublisher:
         # In the main thread, for what the app evaluates to make it may hold locks; see DelayQ.dispatcher.
         given = app.conf.broker_transport_options or {}
         kind = app.connection_for_write().get_transport_cls().driver_type
-        self._template = app.connection_for_write(transport_options={**_PATIENT.get(kind, {}), **given, **_OWN})
+        self._template = app.connection_for_write(transport_options={**PATIENT.get(kind, {}), **given, **_OWN})
         self._producer = app.amqp.Producer
         self._queues = app.amqp.queues
         self._wire: _Wire | None = None
@@ -128,7 +128,7 @@ class ProducerPublisher:
 _OWN = {"confirm_publish": False}
 
 #: What lets a lost broker be noticed, by kind of transport.
-_PATIENT: dict[str, dict[str, Any]] = {
+PATIENT: dict[str, dict[str, Any]] = {
     "amqp": {"read_timeout": PATIENCE, "write_timeout": PATIENCE},
     "redis": {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE},
 }

@@ -6,6 +6,7 @@ The README's table is made from the fields below, by :func:`table`.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -100,6 +101,16 @@ def _ceilings(value: object) -> Mapping[str, int] | None:
     return dict(value)
 
 
+def _paths(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    paths = [str(path) for path in given if isinstance(path, (str, os.PathLike)) and str(path)]
+    if not paths or len(paths) < len(given):
+        raise ValueError("must be the path of a file, or a list of such paths")
+    return tuple(paths)
+
+
 def _setting(default: Any, read: Callable[[object], Any], help: str, *, shown: bool = True) -> Any:
     return field(default=default, metadata={"read": read, "help": help}, repr=shown)
 
@@ -169,6 +180,12 @@ class Settings:
         None,
         _fallback,
         'When no dispatcher lives: None stores delayed tasks all the same, "native" publishes them the stock way.',
+    )
+
+    rules: tuple[str, ...] | None = _setting(
+        None,
+        _paths,
+        "A file of rules, or a list of files: workers watch for events and make tasks of them (docs/rules.md).",
     )
 
     @classmethod

@@ -100,3 +100,20 @@ def block(self: Task, seconds: float) -> None:
     note(self, "begin")
     time.sleep(seconds)
     note(self, "end")
+
+
+@app.task(bind=True, name="record.late", acks_late=True)
+def record_late(self: Task, value: Any) -> None:
+    note(self, value)
+
+
+@app.task(name="die")
+def die(_: str) -> None:
+    """Take the process along."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="fail")
+def fail(reason: str) -> None:
+    """Raise it."""
+    raise RuntimeError(reason)
