@@ -7,11 +7,16 @@ import sys
 
 import click
 
+from .rules_command import rules
+
 
 @click.group()
 @click.version_option(package_name="celery-delayq")
 def main() -> None:
     """Delayed Celery tasks that wait in Redis until they are due."""
+
+
+main.add_command(rules)
 
 
 @main.command()

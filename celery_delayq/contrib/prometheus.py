@@ -34,6 +34,8 @@ from celery_delayq.job import Load, Tell
 from celery_delayq.scripts import Script
 from celery_delayq.store import Dispatched
 
+from .rules_metrics import RulesCollector
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -116,6 +118,7 @@ def register(
         lateness = _Lateness(limit)
         registry.register(_DispatcherCollector(delayq, lateness))
         registry.register(_ProcessCollector(delayq))
+        registry.register(RulesCollector())
         # In its multiprocess mode prometheus_client gives its own metrics from files.
         if not {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & set(os.environ):
             registry.register(SCRIPT_DURATION)

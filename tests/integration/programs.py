@@ -25,22 +25,22 @@ FOLDER = ROOT / "examples" / "node"
 OLDEST_NODE = 18
 
 
-def installed(folder: Path) -> Path:
-    """A copy of the example in *folder*, after ``npm ci``. Where that fails, tests are skipped; in CI not."""
+def installed(folder: Path, source: Path = FOLDER) -> Path:
+    """A copy of *source* in *folder*, after ``npm ci``. Where that fails, tests are skipped; in CI not."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             skip_or_fail(f"no {program}: apt install nodejs npm")
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
         skip_or_fail(f"Node {OLDEST_NODE} or newer is needed, not {version}")
-    copy = folder / "node"
-    shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+    copy = folder / source.name
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     command = ["npm", "ci", "--no-audit", "--no-fund", "--fetch-timeout=30000"]
     done = subprocess.run(
         command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False
     )
     if done.returncode:
-        skip_or_fail(f"npm ci cannot have ioredis:\n{done.stdout[-2000:]}")
+        skip_or_fail(f"npm ci fails:\n{done.stdout[-2000:]}")
     return copy
 
 
