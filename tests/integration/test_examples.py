@@ -174,7 +174,7 @@ def test_the_queue_of_the_main_readme(own_server: RedisServer, tmp_path: Path) -
 
 def shape(text: str) -> str:
     """*text* without what differs each time: how late something was."""
-    return re.sub(r"\d+\.\d ms", "N ms", text)
+    return re.sub(r"\d+\.\d (ms|s)\b", r"N \1", text)
 
 
 def test_quickstart(own_server: RedisServer, tmp_path: Path) -> None:
@@ -207,6 +207,19 @@ def test_rabbitmq(rabbit_url: str, own_server: RedisServer, tmp_path: Path) -> N
     assert printed == example.blocks("text")[0]
     assert queues == {"greetings"}
     assert (dispatcher["moved"], dispatcher["errors"]) == (2, 0)
+    example.assert_nothing_waits()
+
+
+def test_rules(own_server: RedisServer, tmp_path: Path) -> None:
+    """Its one command prints what its README shows, and so does the test of an event; the report waits in Redis."""
+    example = Example("rules", tmp_path, own_server)
+    story, *_, test = example.commands
+    told, tested = example.blocks("text")[1:]
+    with example.queues_waited_for() as queues:
+        printed = example.run(story)
+    assert shape(printed) == shape(told)
+    assert queues == {"celery"}
+    assert example.run(test) == tested
     example.assert_nothing_waits()
 
 
