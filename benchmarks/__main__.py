@@ -24,6 +24,7 @@ from . import (
     peers,
     precision,
     publish,
+    rules,
     runs,
     scaling,
     storage,
@@ -63,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Results]] = {
     "zset": zset.run,
     "verbs": verbs.run,
     "consumers": consumers.run,
+    "rules": rules.run,
 }
 
 #: Run only where they are named: they take long, and much memory, or fetch other people's packages.
