@@ -285,7 +285,7 @@ def test_a_slow_fetch_holds_nobody_up(server: RedisServer, client: redis.Redis) 
         client.lpush("events", "trt/x", *(f"acq/A/{number}" for number in range(1000)))
         wait_for(lambda: client.llen("trt/A/todo") == 1000, "the others are done")
         assert client.lrange("events/taken", 0, -1) == [b"trt/x"]
-        assert watch.counts.in_work == 1
+        wait_for(lambda: watch.counts.in_work == 1, "they are counted")
         answered.set()
         wait_for(lambda: emptied(client), "it is done, too")
     assert pushed(client, "trt/children/todo") == {"child/1": 1, "child/2": 1}
