@@ -87,7 +87,7 @@ class Outlet:
         connection = app.connection_for_write()
         patient = PATIENT.get(connection.get_transport_cls().driver_type, {})
         options = {**patient, **(connection.transport_options or {}), "confirm_publish": True}
-        connection = connection.clone(transport_options=options)
+        connection = app.connection_for_write(transport_options=options)
         self.is_exact = not app.delayq.home.is_relayed and is_redis_of(url, connection)
         self._lock = Lock()
         # In the main thread, for what the app evaluates to make them may hold locks; see DelayQ.dispatcher.
