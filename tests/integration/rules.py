@@ -71,6 +71,14 @@ def running(watch: Watch) -> Iterator[Watch]:
             raise failure
 
 
+def work_off(watch: Watch) -> None:
+    """Begin, do all there is to do, end: all in this thread."""
+    watch._begin()
+    while watch.work_once(0):
+        pass
+    watch._end()
+
+
 def pushed(client: redis.Redis, pattern: str = "trt/*/todo") -> Counter[str]:
     """All tasks in the lists of such a name."""
     return Counter(task.decode() for key in client.scan_iter(pattern) for task in client.lrange(key, 0, -1))

@@ -18,7 +18,7 @@ from celery_delayq.rules.source import Conclusion, Outcome, Push
 from celery_delayq.rules.stream_source import StreamSource
 from celery_delayq.rules.watching import Watch
 
-from .rules import TREATMENT, killed_at, listening, nothing_fetched, pushed, running, watcher_of
+from .rules import TREATMENT, killed_at, listening, nothing_fetched, pushed, running, watcher_of, work_off
 from .worker import wait_for
 
 
@@ -84,11 +84,7 @@ def test_kill_at_every_step(server: RedisServer, client: redis.Redis) -> None:
     watcher = stream_watcher()
 
     def work() -> None:
-        watch = watch_of(server, watcher)
-        watch._begin()
-        while watch.work_once(0):
-            pass
-        watch._end()
+        work_off(watch_of(server, watcher))
 
     step = 0
     while True:

@@ -18,13 +18,12 @@ import redis
 from celery_delayq.embedded import RedisServer
 from celery_delayq.errors import DelayQError
 from celery_delayq.keys import WatcherKeys
-from celery_delayq.rules import watching
+from celery_delayq.rules import list_source, watching
 from celery_delayq.rules.applying import FetchFailed
-from celery_delayq.rules.list_source import PATIENCE
 from celery_delayq.rules.source import Conclusion, Evicted, Outcome, Push
 
-from .rules import TREATMENT, killed_at, listening, pushed, running, source_of, watch_of, watcher_of
-from .worker import wait_for
+from .rules import TREATMENT, killed_at, listening, pushed, running, source_of, watch_of, watcher_of, work_off
+from .worker import PATIENCE, wait_for
 
 FETCHING = {
     "name": "children",
@@ -109,11 +108,7 @@ def test_kill_at_every_step(
     watcher = watcher_of(TREATMENT, {"on": "^acq", "make": {"queue": "trt/seen/todo"}})
 
     def work() -> None:
-        watch = watch_of(server, watcher)
-        watch._begin()
-        while watch.work_once(0):
-            pass
-        watch._end()
+        work_off(watch_of(server, watcher))
 
     step = 0
     while True:
@@ -159,8 +154,9 @@ def _fork(server: RedisServer, watcher: Any) -> int:
     return pid
 
 
-def test_two_watchers_share_a_queue(server: RedisServer, client: redis.Redis) -> None:
+def test_two_watchers_share_a_queue(server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither gives back what the other has in work, though it looks every second."""
+    monkeypatch.setattr(list_source, "PATIENCE", PATIENCE)
     watcher = watcher_of({**TREATMENT, "make": {"task": "trt/${product}", "queue": "trt/A/todo"}})
     events = [f"acq/A/{number}" for number in range(3000)]
     with running(watch_of(server, watcher)) as one, running(watch_of(server, watcher)) as two:
@@ -173,8 +169,11 @@ def test_two_watchers_share_a_queue(server: RedisServer, client: redis.Redis) ->
     assert (one.counts.returned, two.counts.returned, one.counts.lost, two.counts.lost) == (0, 0, 0, 0)
 
 
-def test_a_watcher_that_was_taken_for_gone(server: RedisServer, client: redis.Redis) -> None:
+def test_a_watcher_that_was_taken_for_gone(
+    server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it has goes back, and it changes nothing more, until it begins anew."""
+    monkeypatch.setattr(list_source, "PATIENCE", PATIENCE)
     watcher, keys = watcher_of(), WatcherKeys("events/taken")
     sleepy, other = source_of(server, watcher), source_of(server, watcher)
     client.lpush("events", "a", "b")
