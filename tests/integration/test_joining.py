@@ -79,7 +79,7 @@ def test_twice(make_app: Callable[..., Celery], inside: Inside) -> None:
 
     assert app.delayq is first
     assert len(inside.waiting()) == 2
-    assert sorted(step.__name__ for step in app.steps["worker"]) == ["CheckUpStep", "DispatcherStep"]
+    assert sorted(step.__name__ for step in app.steps["worker"]) == ["CheckUpStep", "DispatcherStep", "RulesStep"]
     assert sorted(step.__name__ for step in app.steps["consumer"]) == ["AdoptionStep", "MasterStep", "RecordStep"]
     assert len(app.user_options["worker"]) == 1
 

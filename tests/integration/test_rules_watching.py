@@ -228,18 +228,19 @@ def test_a_rule_that_fails_waits_and_others_go_on(server: RedisServer, client: r
     watch._begin()
     client.lpush("events", "trt/x", "acq/A/1")
     watch.work_once(0)
-    wait_for(lambda: watch.counts.failures == 1, "it failed")
     assert pushed(client) == {"trt/A/1": 1}
-    for count in (2, 3, 4):
-        while watch.counts.failures < count:
-            now += 0.5
-            watch.work_once(0)
-            if now - asked[-1] >= 2 ** (count - 1):
-                wait_for(lambda count=count: watch.counts.failures == count, "it failed again")
-    pauses = [later - earlier for earlier, later in pairwise(asked)]
-    assert pauses == [2, 4, 8]
-
+    for pause in (2, 4, 8):
+        wait_for(lambda: watch._again, "it failed, and is to be tried again")
+        failed = len(asked)
+        now += pause - 0.5
+        watch.work_once(0)
+        assert len(asked) == failed == watch.counts.failures
+        now += 0.5
+        watch.work_once(0)
     wait_for(lambda: watch.counts.dead == 1, "it is given up")
+
+    assert [later - earlier for earlier, later in pairwise(asked)] == [2, 4, 8]
+    assert watch.counts.failures == 4
     (entry,) = map(json.loads, client.lrange("events/dead", 0, -1))
     assert entry.pop("at").endswith("+00:00")
     assert entry == {
