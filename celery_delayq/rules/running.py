@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 0.7
 
 
-#: All of this process, for their metrics.
+#: All of this process that were not stopped, for their metrics.
 RUNNERS: WeakSet[Runner] = WeakSet()
 
 
@@ -88,6 +88,7 @@ class Runner:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - monotonic()))
+        RUNNERS.discard(self)
         for fetchers in self._fetchers:
             fetchers.close()
         for outlet in self._outlets:

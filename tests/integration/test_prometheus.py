@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from celery_delayq import DelayQ
 from celery_delayq.clock import SECOND_US
-from celery_delayq.contrib import prometheus
+from celery_delayq.contrib import prometheus, rules_metrics
 from celery_delayq.delivery import Delivery
 from celery_delayq.embedded import RedisServer
 from celery_delayq.job import Load, Put
@@ -145,7 +145,8 @@ def test_the_documents_name_every_metric(app: Celery, registry: CollectorRegistr
     prometheus.register(app, registry)
     dispatcher = app.delayq.dispatcher()
     there = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
-    later = {name for name, _ in {**prometheus.GAUGES, **prometheus.COUNTERS}.values()}
+    of_rules = {**rules_metrics.GAUGES, **rules_metrics.COUNTERS}
+    later = {name for name, _ in {**prometheus.GAUGES, **prometheus.COUNTERS, **of_rules}.values()}
 
     told = set(re.findall(r"^\| `(delayq_\w+)`", Path(ROOT, "docs/observability.md").read_text(), re.MULTILINE))
 
