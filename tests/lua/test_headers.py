@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from importlib.abc import Traversable
 from importlib.resources import files
+from typing import Any
 
 import pytest
 
 from celery_delayq.store import Store
 
 
-def sources(folder: Traversable) -> dict[str, str]:
+def sources(folder: Any) -> dict[str, str]:
     """Verb -> source."""
     found = [file for file in folder.iterdir() if file.name.endswith(".lua")]
     return {file.name.removesuffix(".lua"): file.read_text(encoding="utf-8") for file in found}
