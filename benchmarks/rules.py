@@ -127,12 +127,16 @@ def run(conditions: Conditions) -> Results:
             one = count / _program_seconds(client, path, count, 1)
             taken.append((one, count / _bare_seconds(client, count), count / _program_seconds(client, path, count, 2)))
     one, bare, two = (Spread.of(column) for column in zip(*taken, strict=True))
+
+    def told(rate: Spread) -> str:
+        return f"{rate.median:,.0f} ({rate.least:,.0f} to {rate.greatest:,.0f})"
+
     return [
         Row(
             "rules",
             f"events a second through ten rules, {count:,} waiting, one watcher",
-            str(one),
-            f"a command at a time {bare}",
+            told(one),
+            f"a command at a time {told(bare)}",
             Spread.of(ours / theirs for ours, theirs, _ in taken),
             f">= {LEAST:,} a second",
             one.median >= LEAST,
@@ -140,8 +144,8 @@ def run(conditions: Conditions) -> Results:
         Row(
             "rules",
             f"events a second through ten rules, {count:,} waiting, two watchers; each task once",
-            str(two),
-            f"one watcher {one}",
+            told(two),
+            f"one watcher {told(one)}",
             Spread.of(both / ours for ours, _, both in taken),
         ),
     ]
