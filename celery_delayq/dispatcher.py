@@ -227,6 +227,7 @@ class Dispatcher:
             try:
                 with closing(self._connect()) as store, self._subscribed(store) as subscription:
                     self._new_standing(alone=subscription.forbidden or self._topics is not None)
+                    self._way.begin(store)  # here: a standby hands nothing over for long
                     self._look(store)
                     if trouble is not None:
                         logger.info("delayq dispatcher: working again")

@@ -188,6 +188,35 @@ def test_a_store_that_goes_away_before_the_ack(own_server: RedisServer, broker: 
         assert broker.sent == ["a", "b"]
 
 
+def test_a_dispatcher_acks_when_it_is_connected_anew(store: Store, broker: Broker) -> None:
+    """The store goes away before the ack, and then nothing is due here for long, or another dispatcher sees to it: the
+    lease must not run out over what is published.
+    """
+    put(store, "a")
+    connections = 0
+
+    def connect() -> Store:
+        nonlocal connections
+        connections += 1
+        made = Store(redis.Redis(connection_pool=store.client.connection_pool), store.keys, leases=True)
+        if connections == 1:
+
+            def broken(*_: Any) -> Any:
+                raise redis.ConnectionError("gone")
+
+            made.ack = broken  # type: ignore[method-assign]
+        return made
+
+    dispatcher = Dispatcher(connect, Relay(broker, lease=60))
+    dispatcher.start()
+    try:
+        wait_for(lambda: store.loads({"q": Delivery.relayed()})[1]["q"].moved == 1, "it is acked")
+    finally:
+        dispatcher.stop()
+    assert connections == 2
+    assert broker.sent == ["a"]
+
+
 def test_a_death_over_it(store: Store, broker: Broker, caplog: Any) -> None:
     """Whoever reserves and is never seen again: another takes over when the lease is over, and counts an attempt."""
     put(store, "a")
