@@ -12,6 +12,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
+import redis
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -29,6 +30,7 @@ from pydantic import (
 
 from celery_delayq.errors import shortened
 from celery_delayq.lengths import read_length
+from celery_delayq.plain_client import client_at
 
 from .expression import compile_expression
 from .hosts import AllowedHost, written_origin
@@ -113,6 +115,15 @@ class Redis(Model):
     url: Annotated[str, Field(min_length=1)] = Field(
         default="redis://127.0.0.1:6379/", description="`redis://`, `rediss://` (TLS) or `unix://`."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _can_be(cls, url: str) -> str:
+        try:
+            client_at(url)  # which connects to nothing
+        except (TypeError, redis.RedisError) as error:
+            raise ValueError(str(error)) from None
+        return url
 
 
 class TaskEvent(Model):

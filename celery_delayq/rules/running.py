@@ -47,7 +47,7 @@ class Runner:
         app: whose Celery tasks rules may make; None: such a rule is refused.
 
     Raises:
-        ImproperlyConfigured: a rule needs an app; a URL cannot be used; two files have one queue.
+        ImproperlyConfigured: a rule needs an app; two files have one queue.
     """
 
     def __init__(self, rules: Sequence[Rules], app: Celery | None = None) -> None:
@@ -113,7 +113,7 @@ class Runner:
             raise ImproperlyConfigured(
                 f"the watcher of {watcher.input_queue!r} makes Celery tasks: name the app that they belong to (-A)"
             )
-        client = client_for(url)
+        client = client_at(url)
         fetchers = Fetchers()
         self._fetchers.append(fetchers)
         outlet = None if app is None else Outlet(app, url)
@@ -131,15 +131,3 @@ def _source(rules: Rules, watcher: Watcher, client: redis.Redis) -> Source:
         )
     read: Callable[[bytes], Any] = read_task_event if watcher.source == "task" else event_of
     return ListSource(client, keys, watcher.input_queue, token, channel, read)
-
-
-def client_for(url: str) -> redis.Redis:
-    """A client as watchers want it; it has not connected yet.
-
-    Raises:
-        ImproperlyConfigured: there can be no such Redis.
-    """
-    try:
-        return client_at(url)
-    except (ValueError, TypeError, redis.RedisError) as error:
-        raise ImproperlyConfigured(f"redis.url cannot be used: {error}") from None

@@ -14,8 +14,8 @@ import redis
 
 from celery_delayq.command import when
 from celery_delayq.command.output import Column, Table, as_json, safe, write
+from celery_delayq.plain_client import client_at
 from celery_delayq.rules import Rules, Watcher
-from celery_delayq.rules.running import client_for
 from celery_delayq.scripts import Value, script
 
 from . import ROWS
@@ -110,7 +110,7 @@ def _all(rules: Rules, watchers: list[Watcher], left: Mapping[str, int] | None =
             head, where nobody looks any more.
     """
     for (url, key), watcher in {(rules.url_of(one), one.dead): one for one in watchers}.items():
-        with client_for(url) as client:
+        with client_at(url) as client:
             seen, there = 0, client.llen(key)
             while seen < there:
                 offset = seen if left is None else left[key]

@@ -316,6 +316,7 @@ def test_events_of_tasks_need_no_queue() -> None:
         ({"watchers": [5]}, "rules.json, watcher 1: must be an object"),
         ({**file(), "redis": "redis://"}, "rules.json, field redis: must be an object"),
         ({**file(), "redis": {"url": ""}}, "rules.json, field redis.url: must not be empty"),
+        ({**file(), "redis": {"url": "redis://here/x"}}, "rules.json, field redis.url: 'x' is no number of a database"),
         ({**file(), "listener_channel": 5}, "rules.json, field listener_channel: must be a text"),
         ({**file(), "watcher": 5}, "rules.json, field watcher: is unknown; did you mean 'watchers'?"),
         ({**file(), "qqq": 5}, "rules.json, field qqq: is unknown"),
@@ -324,6 +325,13 @@ def test_events_of_tasks_need_no_queue() -> None:
 )
 def test_faults_of_files(data: object, fault: str) -> None:
     assert faults(data) == [fault]
+
+
+def test_an_address_that_is_no_redis() -> None:
+    """In redis-py's words."""
+    (fault,) = faults({**file(), "redis": {"url": "http://here/"}})
+    assert fault.startswith("rules.json, field redis.url: ")
+    assert "redis://" in fault
 
 
 @pytest.mark.parametrize(
